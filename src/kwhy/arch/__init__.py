@@ -1,0 +1,45 @@
+"""Architecture facts, one package per architecture.
+
+A diagnosis never names a register: it asks the :class:`Arch` of the kernel at hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kwhy.flow.ir import Insn
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """What the analysis needs to know of one architecture.
+
+    ``arguments`` are the registers of the calling convention in order, ``result`` the register of
+    the returned value, ``clobbered`` those that a call may change. ``syscall_arguments`` are the
+    members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets.
+    ``probe_registers`` maps register names to those of kprobe events.
+    """
+
+    name: str
+    registers: tuple[str, ...]
+    arguments: tuple[str, ...]
+    result: str
+    stack: str
+    clobbered: frozenset[str]
+    syscall_arguments: tuple[int, ...]
+    syscall_number: int
+    syscall_prefixes: tuple[str, ...]
+    decode: Callable[[bytes, int], list[Insn]]
+    trace_site: Callable[[bytes], int | None]
+    condition_holds: Callable[[str, int], bool | None]
+    is_return_thunk: Callable[[str], bool]
+    indirect_thunk: Callable[[str], str | None]
+    probe_registers: dict[str, str]
+
+
+def of(name: str) -> Arch:
+    """The facts of the architecture that ``uname -m`` calls ``name``; KeyError if unknown."""
+    if name == "x86_64":
+        from kwhy.arch import x86_64
+
+        return x86_64.ARCH
+    raise KeyError(name)

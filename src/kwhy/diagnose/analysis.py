@@ -1,0 +1,256 @@
+"""One failed call analysed: where its errno can have been made, and which probes would tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kwhy.arch import Arch
+from kwhy.diagnose.sites import following, held, instead, locate
+from kwhy.flow.cfg import Code, Function, base_name
+from kwhy.flow.explore import Callee, Decision, Hit, Node, entry_state, prune
+from kwhy.flow.origin import Finding, Tracer
+from kwhy.flow.state import Cells
+from kwhy.flow.terms import low, mask, parts, signed, sym
+from kwhy.kernel.model import Kernel
+from kwhy.record.model import Call, SyscallRecord
+
+MAX_PROBES = 48
+
+
+@dataclass(slots=True)
+class Analysis:
+    """What one recorded call gave: its record, the frames explored, the places that remain."""
+
+    record: SyscallRecord
+    tracer: Tracer
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+
+
+def analyse(
+    kernel: Kernel,
+    arch: Arch,
+    code: Code,
+    record: SyscallRecord,
+    probes: dict[str, int] | None = None,
+) -> Analysis:
+    """Where ``record``'s errno can have been made. ``probes`` gives the address of each probe."""
+    entry = record.entry
+    if entry is None:
+        return Analysis(record, Tracer(code), [], ["the system call's own function was not seen"])
+    _prefetch(kernel, record)
+    hits, notes = _place_hits(code, record, probes or {})
+    armed = frozenset((probes or {}).values())
+    tracer = _tracer(kernel, code, hits, armed, oracle=False)
+    findings = _trace(arch, tracer, record, entry)
+    if len(findings) != 1 or len(findings[0].deciding) > 1:
+        # What the callees can have returned, by their own calls, rules out some paths.
+        second = _tracer(kernel, code, hits, armed, oracle=True)
+        better = _trace(arch, second, record, entry)
+        if better:
+            tracer, findings = second, better
+    return Analysis(record, tracer, findings, [*notes, *tracer.notes])
+
+
+def _tracer(
+    kernel: Kernel,
+    code: Code,
+    hits: dict[int, list[tuple[int, Hit]]],
+    armed: frozenset[int],
+    oracle: bool,
+) -> Tracer:
+    def prototype(address: int) -> Any:
+        if address not in code.prototypes:
+            code.prototypes[address] = kernel.types.prototype(base_name(code.name(address)))
+        return code.prototypes[address]
+
+    def arity(address: int) -> int | None:
+        found = prototype(address)
+        return len(found.params) if found and not found.variadic and not found.optimised else None
+
+    def boolean(address: int) -> bool:
+        found = prototype(address)
+        return bool(found and kernel.types.is_bool(found.ret))
+
+    def passing(function: Function, node: Node, decision: Decision) -> bool:
+        site = locate(kernel, decision.address)
+        if site.condition is None or site.condition.else_line is not None:
+            return False
+        if site.condition.kind != "if" or decision.kind != "branch":
+            return False
+        other_way = instead(function, node, decision)
+        return not held(kernel, site, decision, following(node, decision), other_way)
+
+    return Tracer(
+        code,
+        hits=hits,
+        armed=armed,
+        arity=arity,
+        returns_bool=boolean,
+        oracle=oracle,
+        passing=passing,
+    )
+
+
+def _trace(arch: Arch, tracer: Tracer, record: SyscallRecord, entry: Call) -> list[Finding]:
+    state = entry_state(0)
+    name = tracer.code.name(entry.function)
+    if name.startswith(arch.syscall_prefixes[:2]) and not record.compat:
+        # The wrapper's only argument points to the saved registers.
+        base = sym("init", 0, arch.arguments[0])
+        state.memory[base] = Cells(
+            (offset, (8, sym("arg", n, value & mask(8))))
+            for n, (offset, value) in enumerate(
+                zip(arch.syscall_arguments, record.args, strict=False)
+            )
+        )
+    return tracer.trace(entry, record.ret, state)
+
+
+def _prefetch(kernel: Kernel, record: SyscallRecord) -> None:
+    """All the code that the call ran through, in one exchange with the target."""
+    ranges = set()
+    for call in record.walk():
+        symbol = kernel.symbols.at(call.function)
+        if symbol is not None:
+            ranges.add((symbol.address, min(symbol.size, 1 << 16)))
+    kernel.prefetch(sorted(ranges))
+
+
+def _place_hits(
+    code: Code, record: SyscallRecord, probes: dict[str, int]
+) -> tuple[dict[int, list[tuple[int, Hit]]], list[str]]:
+    """Give each probe hit to the frame it happened in."""
+    out: dict[int, list[tuple[int, Hit]]] = {}
+    notes = []
+    for hit in record.probes:
+        address = probes.get(hit.name)
+        if address is None:
+            continue
+        function = base_name(code.name(address))
+        frame = None
+        level: Sequence[Call] = record.calls
+        while True:
+            earlier = [c for c in level if c.time <= hit.time]
+            if not earlier:
+                break
+            last = earlier[-1]
+            if base_name(code.name(last.function)) == function:
+                frame = last
+            level = last.children
+        if frame is None:
+            notes.append(f"a probe hit in {function} belongs to no recorded call")
+            continue
+        values = {k: v & mask(8) for k, v in hit.values.items() if isinstance(v, int)}
+        out.setdefault(id(frame), []).append((hit.time, Hit(address, values)))
+    return out, notes
+
+
+# --- what would tell the candidates apart --------------------------------------------------------
+
+
+def probe_addresses(findings: Sequence[Finding]) -> list[int]:
+    """Branches worth a probe: the deciding ones first, then those that went both ways."""
+    out: dict[int, None] = {}
+    for finding in findings:
+        for _, decision in finding.deciding:
+            if decision.kind in ("branch", "select"):
+                out[decision.address] = None
+    for finding in findings:
+        for frame in finding.chain():
+            keep = prune(frame.exploration, frame.exploration.returns)
+            directions: dict[int, set[bool]] = {}
+            for edge in _edges(frame.exploration.root, keep):
+                if edge is not None and edge.kind in ("branch", "select"):
+                    directions.setdefault(edge.address, set()).add(edge.taken)
+            if len(findings) > 1 or len(finding.deciding) > 1:
+                for address, ways in directions.items():
+                    if len(ways) > 1:
+                        out[address] = None
+    return list(out)[:MAX_PROBES]
+
+
+def _edges(root: Node, keep: set[int]) -> list[Decision | None]:
+    out = []
+    done = {id(root)}
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        for child, decision in node.after:
+            if id(child) in keep:
+                out.append(decision)
+                if id(child) not in done:
+                    done.add(id(child))
+                    todo.append(child)
+    return out
+
+
+def probe_definitions(arch: Arch, addresses: Sequence[int]) -> list[dict[str, Any]]:
+    """Kprobe events that record all registers and the flags just before each instruction."""
+    fetch = " ".join(f"{name}=%{probe}:x64" for name, probe in arch.probe_registers.items())
+    return [
+        {"name": f"k{i}", "definition": f"p:k{i} {address:#x} {fetch}", "address": address}
+        for i, address in enumerate(addresses)
+    ]
+
+
+# --- a refusal that was renamed on its way --------------------------------------------------------
+
+
+def renamed(analysis: Analysis, finding: Finding, edge: tuple[Node, Decision]) -> list[Finding]:
+    """Where the error was first made when the deciding branch tested another error number."""
+    node, decision = edge
+    if decision.condition is None:
+        return []
+    frame = finding.frame
+    facts = _facts_after(node, decision)
+    for part in (decision.condition[1], decision.condition[2]):
+        for term in parts(part):
+            if not isinstance(term, tuple) or term[0] != "ret" or term[1] != frame.number:
+                continue
+            k = term[2]
+            if not isinstance(k, int):
+                continue
+            item = frame.explorer.observed[k]
+            if not isinstance(item, Callee) or item.tag is None:
+                continue
+            error = _one_error(analysis.tracer, item.tag, term, facts)
+            if error is None or error == finding.frame.want:
+                continue
+            keep = prune(frame.exploration, finding.accepting)
+            callers = [n for n in frame.exploration.calls.get(k, []) if id(n) in keep]
+            if not callers:
+                continue
+            state = analysis.tracer.entry(callers)
+            return analysis.tracer.trace(
+                item.tag, error, state, frame, callers[0].segment.last.end, 1
+            )
+    return []
+
+
+def _facts_after(node: Node, decision: Decision) -> Any:
+    for child, made in node.after:
+        if made is decision:
+            return child.state.facts
+    return node.state.facts
+
+
+def _one_error(tracer: Tracer, call: Call, term: Any, facts: Any) -> int | None:
+    """The single error number that ``call`` can have returned, None if there is no single one."""
+    returned = tracer.returned(call)
+    for size in (4, 8):
+        spans = list(returned.get(size, ()))
+        given = facts.get(low(size, term))
+        if given is not None:
+            spans = [
+                (max(a, c), min(b, d)) for a, b in spans for c, d in given if max(a, c) <= min(b, d)
+            ] or ([] if spans else list(given))
+        errors = set()
+        for lo, hi in spans:
+            if hi - lo > 4:
+                errors.add(0)
+                break
+            errors |= {signed(v, size) for v in range(lo, hi + 1)}
+        if len(errors) == 1 and -4095 <= (value := errors.pop()) < 0:
+            return value
+    return None

@@ -1,0 +1,266 @@
+"""Machine terms in the source's words: ``tty->ctrl.pgrp`` instead of ``[rdi+0x1c0]``.
+
+Names come from types alone (prototypes and layouts, by DWARF or BTF), so that they read the same on
+a machine without debug symbols.
+"""
+
+from typing import Any
+
+from kwhy.arch import Arch
+from kwhy.flow.ir import INVERSE
+from kwhy.flow.origin import Tracer
+from kwhy.flow.state import Condition, split
+from kwhy.flow.terms import Facts, Term, domain, known, mask, signed
+from kwhy.kernel.model import Kernel
+from kwhy.kernel.types import TypeRef
+from kwhy.record.errno import ERRNO
+
+MAX_DEPTH = 8
+
+_SYMBOLS = {
+    "eq": "==", "ne": "!=", "ult": "<", "ule": "<=", "ugt": ">", "uge": ">=",
+    "slt": "<", "sle": "<=", "sgt": ">", "sge": ">=",
+}  # fmt: skip
+_BINARY = {
+    "add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^", "mul": "*",
+    "shl": "<<", "shr": ">>", "sar": ">>",
+}  # fmt: skip
+Named = tuple[str, TypeRef | None]
+
+
+class Words:
+    """Names terms of the frames that a :class:`Tracer` explored."""
+
+    def __init__(self, kernel: Kernel, tracer: Tracer, arch: Arch) -> None:
+        self.kernel = kernel
+        self.tracer = tracer
+        self.arch = arch
+
+    # --- terms ------------------------------------------------------------------------------------
+
+    def name(self, term: Term, depth: int = 0) -> Named:
+        """A term as a C expression, with its type where that is known."""
+        if depth > MAX_DEPTH:
+            return "…", None
+        if isinstance(term, int):
+            return number(term), None
+        tag = term[0]
+        if tag in ("low", "sext"):
+            return self.name(term[2], depth)
+        if tag == "join":
+            return self.name(term[2], depth)
+        if tag == "arg":
+            return self._given(term)
+        if tag == "init":
+            return self._argument(term)
+        if tag == "ret":
+            return self._result(term)
+        if tag == "mem":
+            return self._memory(term, depth)
+        if tag == "add":
+            return self._sum(term, depth)
+        if tag == "percpu":
+            return self._percpu(term)
+        if tag == "bin":
+            a, _ = self.name(term[3], depth + 1)
+            b, _ = self.name(term[4], depth + 1)
+            if isinstance(term[4], int) and term[1] in ("and", "or"):
+                b = f"{term[4]:#x}"
+            return f"({a} {_BINARY.get(term[1], term[1])} {b})", None
+        if tag in ("neg", "not"):
+            a, _ = self.name(term[2], depth + 1)
+            return f"{'-' if tag == 'neg' else '~'}{a}", None
+        return "?", None
+
+    def _given(self, term: Any) -> Named:
+        """An argument of the system call, by the name that its own function gives it."""
+        entry = self.tracer.frames.get(0)
+        if entry is not None:
+            bare = entry[1].name
+            for prefix in self.arch.syscall_prefixes:
+                bare = bare.removeprefix(prefix)
+            for prefix in ("__do_sys_", "__se_sys_", "ksys_", "do_"):
+                prototype = self.kernel.types.prototype(prefix + bare)
+                if prototype is not None and term[1] < len(prototype.params):
+                    return prototype.params[term[1]][0], None
+        return f"argument {term[1] + 1}", None
+
+    def _function_of(self, frame: int) -> str:
+        entry = self.tracer.frames.get(frame)
+        return entry[1].name if entry else ""
+
+    def _argument(self, term: Any) -> Named:
+        _, frame, register = term
+        function = self._function_of(frame)
+        if register in self.arch.arguments:
+            prototype = self.kernel.types.prototype(function) if function else None
+            index = self.arch.arguments.index(register)
+            if prototype is not None and index < len(prototype.params):
+                return prototype.params[index]
+        return register, None
+
+    def _result(self, term: Any) -> Named:
+        _, frame, k = term
+        entry = self.tracer.frames.get(frame)
+        callee = None
+        if isinstance(k, int) and entry is not None:
+            callee = getattr(entry[2][k], "function", None) if k < len(entry[2]) else None
+        elif isinstance(k, tuple) and entry is not None:
+            for segment in entry[1].segments.values():
+                if segment.last.address == k[1] and segment.target is not None:
+                    callee = self.tracer.code.resolve(segment.target)
+        if callee is None:
+            return "?", None
+        name = self.tracer.code.name(callee)
+        prototype = self.kernel.types.prototype(name)
+        return f"{name}()", prototype.ret if prototype else None
+
+    def _memory(self, term: Any, depth: int) -> Named:
+        _, address, size, _ = term
+        base, offset = split(address)
+        if isinstance(address, tuple) and address[0] == "percpu":
+            return self._percpu(address)
+        if base == 0 or isinstance(base, int):
+            return self._global(offset & mask(8), size)
+        if isinstance(base, tuple) and base[0] == "init" and base[2] == self.arch.stack:
+            return f"stack{offset:+#x}", None
+        if isinstance(base, tuple) and base[0] == "bin" and base[1] == "add":
+            return self._indexed(base, offset, size, depth)
+        text, kind = self.name(base, depth + 1)
+        return self._field(text, kind, offset, size)
+
+    def _field(self, text: str, kind: TypeRef | None, offset: int, size: int) -> Named:
+        types = self.kernel.types
+        if kind is not None:
+            inner = types.deref(kind)
+            if inner is not None:
+                if not types.is_struct(inner):
+                    width = types.size(inner) or 0
+                    if width and offset % width == 0:
+                        return (f"*{text}" if not offset else f"{text}[{offset // width}]"), inner
+                else:
+                    found = types.member(inner, offset, size)
+                    if found:
+                        return f"{text}->{found[0].path}", found[0].type
+        return f"*({text}{offset:+#x})" if offset else f"*{text}", None
+
+    def _indexed(self, base: Any, offset: int, size: int, depth: int) -> Named:
+        for part, index in ((base[3], base[4]), (base[4], base[3])):
+            text, kind = self.name(part, depth + 1)
+            if kind is not None and self.kernel.types.is_pointer(kind):
+                place, _ = self.name(index, depth + 1)
+                return self._field(f"{text}[{place}]", kind, offset, size)
+        a, _ = self.name(base, depth + 1)
+        return f"*({a}{offset:+#x})", None
+
+    def _global(self, address: int, size: int) -> Named:
+        symbol = self.kernel.symbols.at(address)
+        if symbol is None:
+            return f"*{address:#x}", None
+        kind = self.kernel.types.variable(symbol.name)
+        inside = address - symbol.address
+        if kind is not None and self.kernel.types.is_struct(kind):
+            found = self.kernel.types.member(kind, inside, size)
+            if found:
+                return f"{symbol.name}.{found[0].path}", found[0].type
+        return symbol.name + (f"+{inside:#x}" if inside else ""), kind if not inside else None
+
+    def _percpu(self, term: Any) -> Named:
+        if isinstance(term[1], int):
+            found = self.kernel.types.percpu(term[1])
+            if found is not None:
+                name, kind = found
+                return ("current" if name.endswith("current_task") else name), kind
+        return "percpu", None
+
+    def _sum(self, term: Any, depth: int) -> Named:
+        text, kind = self.name(term[1], depth + 1)
+        offset = signed(term[2], 8)
+        inner = self.kernel.types.deref(kind) if kind is not None else None
+        if inner is not None and self.kernel.types.is_struct(inner):
+            found = self.kernel.types.member(inner, offset, 1)
+            if found:
+                return f"&{text}->{found[0].path}", None
+        return f"({text} {'-' if offset < 0 else '+'} {abs(offset)})", None
+
+    # --- conditions -------------------------------------------------------------------------------
+
+    def condition(self, condition: Condition | None, taken: bool) -> str:
+        """What held at a branch, as C: ``is_current_pgrp_orphaned() != 0``."""
+        if condition is None:
+            return "?"
+        op, a, b, size = oriented(condition, taken)
+        left, kind = self.name(a)
+        right = self.value(b, kind, size) if isinstance(b, int) else self.name(b)[0]
+        if isinstance(a, int) and not isinstance(b, int):
+            other, kind = self.name(b)
+            left, right = self.value(a, kind, size), other
+        if isinstance(b, int) and op in ("ugt", "uge") and signed(b, size) in range(-4096, 0):
+            return f"IS_ERR({left})"
+        if isinstance(b, int) and op in ("ule", "ult") and signed(b, size) in range(-4096, 0):
+            return f"!IS_ERR({left})"
+        return f"{left} {_SYMBOLS[op]} {right}"
+
+    def value(self, value: int, kind: TypeRef | None, size: int) -> str:
+        """A number as its type's reader wants it."""
+        value &= mask(size)
+        types = self.kernel.types
+        if kind is not None:
+            names = types.enumerators(kind)
+            if value in names:
+                return f"{names[value]} ({value})"
+            if types.is_pointer(kind):
+                error = errno_of(signed(value, size))
+                return "NULL" if value == 0 else error or f"{value:#x}"
+        number_ = signed(value, size)
+        error = errno_of(number_)
+        if error:
+            return error
+        if kind is not None and not types.is_signed(kind):
+            return number(value)
+        return number(number_ if number_ < 0 else value)
+
+    def known(self, term: Term, facts: Facts, size: int) -> str | None:
+        """What the facts say of a term's value, in words; None if nothing."""
+        _, kind = self.name(term)
+        value = known(term, facts)
+        if value is not None:
+            return self.value(value, kind, size)
+        spans = domain(term, facts)
+        top = mask(size)
+        if not spans or spans in (((0, top),), ((0, mask(8)),), domain(term, {})):
+            return None
+        if spans in (((1, top),), ((1, mask(8)),)):
+            return "not NULL" if kind and self.kernel.types.is_pointer(kind) else "not 0"
+        if size >= 4 and all(lo >= (top + 1) - 4095 for lo, _ in spans):
+            return "an error pointer" if size == 8 else "an error number"
+        if spans[0][0] >> (8 * size - 1) and len(spans) == 1:
+            return "negative"
+        if len(spans) <= 3:
+            return " or ".join(
+                number(lo) if lo == hi else f"{number(lo)} … {number(hi)}" for lo, hi in spans
+            )
+        return None
+
+
+def readable(text: str) -> bool:
+    """Whether a term's name says something to a reader of the source."""
+    return not any(mark in text for mark in ("*(", "**", "?", "stack+", "stack-", "percpu", "…"))
+
+
+def oriented(condition: Condition, taken: bool) -> Condition:
+    """The comparison that held, given whether the branch's own one did."""
+    if taken:
+        return condition
+    op, a, b, size = condition
+    return INVERSE[op], a, b, size
+
+
+def number(value: int) -> str:
+    """Small numbers in decimal, large ones in hex."""
+    return str(value) if -4096 < value < 65536 else f"{value:#x}"
+
+
+def errno_of(value: int) -> str | None:
+    """``-EIO`` for -5; None for what is no error number."""
+    return f"-{ERRNO[-value][0]}" if -value in ERRNO else None

@@ -1,0 +1,560 @@
+"""Where a returned value was made: down the calls, along the data flow of the result register.
+
+Each frame is explored under what was observed of it. Where the result is a callee's, the search
+goes on in that callee; where it is a constant, the frame is the origin, and the last branch whose
+other side could still have returned something else is what decided.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from kwhy.errors import FATAL
+from kwhy.flow.cfg import Code, Function
+from kwhy.flow.explore import (
+    Callee,
+    Decision,
+    Exploration,
+    Explorer,
+    Hit,
+    Node,
+    Observation,
+    entry_state,
+    prune,
+)
+from kwhy.flow.state import EMPTY, Cells, State, split
+from kwhy.flow.terms import Intervals, Term, assume, domain, known, low, mask
+
+MAX_DEPTH = 48
+MAX_ORACLE_DEPTH = 4
+MAX_ORACLE_CALLS = 400
+MAX_FINDINGS = 32
+MAX_WORK = 150_000
+"""Nodes explored for one failure; what is beyond makes the answer uncertain, not endless."""
+
+
+class Called(Protocol):
+    """A node of the recorded call tree (``kwhy.record.model.Call``)."""
+
+    @property
+    def function(self) -> int: ...
+    @property
+    def site(self) -> int | None: ...
+    @property
+    def time(self) -> int: ...
+    @property
+    def children(self) -> Sequence["Called"]: ...
+    @property
+    def kind(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame of the chain: what was explored of it, and what it had to return."""
+
+    number: int
+    call: Called
+    function: Function
+    parent: "Frame | None"
+    site: int | None
+    want: int
+    size: int
+    explorer: Explorer
+    exploration: Exploration
+
+
+@dataclass(slots=True)
+class Finding:
+    """One place where the value can have been made.
+
+    ``kind``: "constant" (the frame's own code), "memory" (loaded from memory that nobody here
+    wrote), "argument" (it was handed in), "unknown". ``deciding`` are the last open branches, each
+    with the node it stands at; ``accepting`` the nodes where the frame returned.
+    """
+
+    kind: Literal["constant", "memory", "argument", "unknown"]
+    frame: Frame
+    value: Term
+    deciding: list[tuple[Node, Decision]]
+    accepting: list[Node]
+    notes: list[str] = field(default_factory=list)
+
+    def chain(self) -> list[Frame]:
+        """The frames from the origin up to the first."""
+        out: list[Frame] = []
+        frame: Frame | None = self.frame
+        while frame is not None:
+            out.append(frame)
+            frame = frame.parent
+        return out
+
+    def key(self) -> Any:
+        """What makes two findings the same answer."""
+        edges = frozenset((d.address, d.taken, d.index) for _, d in self.deciding)
+        return self.frame.function.entry, self.kind, edges
+
+
+class Tracer:
+    """Traces returned values through one recorded call tree.
+
+    ``hits`` are probe hits by the identity of the frame's call (in order of time), of probes
+    ``armed`` at those addresses; ``arity`` tells
+    how many arguments a function takes, ``returns_bool`` whether its result is a truth value.
+    ``passing`` tells that the source merely passes by a branch (a guard clause that did not apply).
+    ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        *,
+        hits: dict[int, list[tuple[int, Hit]]] | None = None,
+        armed: frozenset[int] = frozenset(),
+        arity: Callable[[int], int | None] | None = None,
+        returns_bool: Callable[[int], bool] | None = None,
+        oracle: bool = False,
+        passing: Callable[[Function, Node, Decision], bool] | None = None,
+    ) -> None:
+        self.code = code
+        self.arch = code.arch
+        self.hits = hits or {}
+        self.armed = armed
+        self.arity = arity
+        self.returns_bool = returns_bool
+        self.oracle = oracle
+        self.passing = passing
+        self.notes: list[str] = []
+        self.work = 0
+        self.cut = False
+        self.frames: dict[int, tuple[Called, Function, Observation]] = {}
+        self._domains: dict[int, dict[int, Intervals]] = {}
+        self._open: dict[Any, bool] = {}
+
+    # --- one frame ------------------------------------------------------------------------
+
+    def _observed(self, call: Called) -> list[Callee | Hit]:
+        items: list[tuple[int, int, Callee | Hit]] = [
+            (child.time, 1, Callee(child.function, child.site, child.kind == "implicit", child))
+            for child in call.children
+            if child.kind != "interrupt"
+        ]
+        items += [(time, 0, hit) for time, hit in self.hits.get(id(call), [])]
+        if len(self.hits.get(id(call), [])):
+            items.sort(key=lambda item: (item[0], item[1]))
+        return [item for _, _, item in items]
+
+    def explore(self, call: Called, entry: State, depth: int = 0) -> tuple[Explorer, Exploration]:
+        """All that fits what was observed of ``call``; relaxed in steps when nothing does."""
+        function = self.code.function(call.function)
+        observed = self._observed(call)
+        explorer = result = None
+        for items, relaxed, traps, armed in self._readings(function, observed):
+            explorer = Explorer(
+                self.code,
+                entry.frame,
+                function,
+                items,
+                relaxed=relaxed,
+                traps=traps,
+                result_facts=functools.partial(self._result_facts, items, depth),
+                arguments=self.arity,
+                armed=armed,
+            )
+            result = explorer.run(entry.copy())
+            self.work += result.nodes
+            if result.returns:
+                break
+        assert explorer is not None and result is not None
+        self.frames[entry.frame] = (call, function, explorer.observed)
+        if not result.complete:
+            self._note(f"{function.name} has more paths than were followed")
+        return explorer, result
+
+    def _readings(
+        self, function: Function, observed: list[Callee | Hit]
+    ) -> Iterator[tuple[list[Callee | Hit], bool, bool, frozenset[int]]]:
+        """Ways to read an observation: (items, relaxed, through traps, armed), strictest first."""
+        armed, none = self.armed, frozenset[int]()
+        yield observed, False, False, armed
+        # A tail call of an untraced function leaves no mark: what it called seems to be called by
+        # us, from nowhere.
+        for segment in function.segments.values():
+            if segment.kind != "tail" or segment.target is None:
+                continue
+            target = self.code.resolve(segment.target)
+            if self.code.traceable(target):
+                continue
+            for start in range(len(observed)):
+                rest = [o.tag for o in observed[start:] if isinstance(o, Callee)]
+                if all(o is not None for o in rest):
+                    between = _Untraced(target, children=rest)
+                    grouped = [*observed[:start], Callee(target, None, True, between)]
+                    yield grouped, False, False, armed
+        if armed:
+            # A probe can miss a hit, which must not cost the answer.
+            bare: list[Callee | Hit] = [o for o in observed if isinstance(o, Callee)]
+            yield bare, False, False, none
+        yield observed, False, True, armed
+        yield observed, True, True, armed
+
+    def _result_facts(
+        self, observed: Sequence[Callee | Hit], depth: int, k: int
+    ) -> dict[int, Intervals]:
+        item = observed[k]
+        if not isinstance(item, Callee):
+            return {}
+        if self.oracle and depth < MAX_ORACLE_DEPTH and item.tag is not None:
+            return self.returned(item.tag, depth + 1)
+        if self.returns_bool is not None and self.returns_bool(item.function):
+            return {1: ((0, 1),)}
+        return {}
+
+    def returned(self, call: Called, depth: int = 0) -> dict[int, Intervals]:
+        """What a recorded call can have returned, judged by its own calls; {} if unknown.
+
+        The intervals are by size in bytes (1, 4, 8) of the result register looked at.
+        """
+        if id(call) not in self._domains:
+            self._domains[id(call)] = {}
+            if _weight(call) <= MAX_ORACLE_CALLS and self.work < MAX_WORK // 2:
+                try:
+                    self._domains[id(call)] = self._returned(call, depth)
+                except FATAL:
+                    raise
+                except Exception as error:  # unreadable code: nothing is known of the result
+                    self._note(f"{self.code.name(call.function)}: {error}")
+        return self._domains[id(call)]
+
+    def _returned(self, call: Called, depth: int) -> dict[int, Intervals]:
+        number = len(self.frames) + 1
+        self.frames[number] = (call, Function("", 0, {}, frozenset()), ())
+        _, exploration = self.explore(call, entry_state(number), depth)
+        boolean = self.returns_bool is not None and self.returns_bool(call.function)
+        if not exploration.returns or not exploration.complete:
+            return {1: ((0, 1),)} if boolean else {}
+        out: dict[int, Intervals] = {}
+        for size in (1, 4, 8):
+            spans: set[tuple[int, int]] = set()
+            for node in exploration.returns:
+                assert node.leaving is not None and node.result is not None
+                spans |= set(domain(low(size, node.result), node.leaving.facts))
+            merged = _merge(spans)
+            if merged != ((0, mask(size)),):
+                out[size] = merged
+        if boolean:
+            out.setdefault(1, ((0, 1),))
+        return out
+
+    # --- the whole chain ------------------------------------------------------------------
+
+    def trace(
+        self,
+        call: Called,
+        want: int,
+        entry: State,
+        parent: Frame | None = None,
+        site: int | None = None,
+        depth: int = 0,
+    ) -> list[Finding]:
+        """Where ``want`` (a signed value that ``call`` returned) can have been made."""
+        if depth > MAX_DEPTH or self.work > MAX_WORK:
+            self.cut = True
+            return []
+        explorer, exploration = self.explore(call, entry)
+        goal, size = (want & mask(4), 4)
+        frame = Frame(
+            entry.frame, call, exploration.function, parent, site, want, size, explorer, exploration
+        )
+        accepting = []
+        for node in exploration.returns:
+            assert node.leaving is not None and node.result is not None
+            if assume(node.leaving.facts, "eq", node.result, goal, size) is not None:
+                accepting.append(node)
+        groups: dict[Any, list[Node]] = {}
+        for node in accepting:
+            assert node.leaving is not None and node.result is not None
+            groups.setdefault(self._source(frame, node.leaving, node.result), []).append(node)
+        findings: list[Finding] = []
+        for key, nodes in groups.items():
+            findings += self._follow(frame, key, nodes, depth)
+            if len(findings) > MAX_FINDINGS:
+                break
+        return _distinct(findings)
+
+    def _source(self, frame: Frame, state: State, term: Term) -> Any:
+        """Which kind of place a result came from."""
+        inner = term
+        while isinstance(inner, tuple) and inner[0] in ("low", "sext", "join"):
+            inner = inner[2]
+        if isinstance(inner, int):
+            return self._equal(frame, state) or ("constant",)
+        if inner[0] == "ret" and inner[1] == frame.number:
+            return ("callee", inner[2])
+        if inner[0] == "neg":  # return -sk->sk_err;
+            inner = inner[2]
+            while isinstance(inner, tuple) and inner[0] in ("low", "sext"):
+                inner = inner[2]
+            if isinstance(inner, tuple) and inner[0] == "mem":
+                return ("memory", inner)
+            return ("unknown", "neg")
+        if inner[0] == "mem":
+            base, _ = split(inner[1])
+            if isinstance(base, tuple) and base[0] == "init" and base[2] == self.arch.stack:
+                return ("written", inner[1], inner[2], inner[3])
+            return ("memory", inner)
+        if known(low(4, term), state.facts) is not None:
+            return self._equal(frame, state) or ("constant",)
+        if inner[0] == "init":
+            return ("argument", inner)
+        return ("unknown", inner[0])
+
+    def _equal(self, frame: Frame, state: State) -> Any:
+        """The last observed callee whose result is known to equal the wanted error number.
+
+        After ``if (ret == -ENOEXEC)`` compilers return a constant of their own in place of ``ret``.
+        """
+        if frame.want >= 0:
+            return None
+        best = None
+        for key in state.facts:
+            inner = key[2] if key[0] == "low" else key
+            if isinstance(inner, tuple) and inner[:2] == ("ret", frame.number):
+                k = inner[2]
+                if isinstance(k, int) and known(low(4, inner), state.facts) == frame.want & mask(4):
+                    best = k if best is None else max(best, k)
+        return None if best is None else ("callee", best)
+
+    def _follow(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
+        if key[0] == "callee":
+            found = self._into(frame, key[1], nodes, depth)
+            if found is not None:
+                return found
+            return [self._here(frame, "unknown", nodes)]
+        if key[0] == "written":
+            found = self._writer(frame, key, nodes, depth)
+            if found:
+                return found
+            return [self._here(frame, "memory", nodes)]
+        return [self._here(frame, key[0], nodes)]
+
+    def _here(self, frame: Frame, kind: Any, nodes: list[Node]) -> Finding:
+        assert nodes[0].result is not None
+        return Finding(kind, frame, nodes[0].result, self.deciding(frame, nodes), nodes)
+
+    def _into(self, frame: Frame, k: Any, nodes: list[Node], depth: int) -> list[Finding] | None:
+        """Findings in the callee whose result was passed on; None if it cannot be looked into."""
+        keep = prune(frame.exploration, nodes)
+        observed = frame.explorer.observed
+        if isinstance(k, int):
+            item = observed[k]
+            assert isinstance(item, Callee)
+            callers = [n for n in frame.exploration.calls.get(k, []) if id(n) in keep]
+            callers = callers or frame.exploration.calls.get(k, [])
+            child: Called = item.tag if item.tag is not None else _Untraced(item.function)
+        else:
+            callers = [n for n in frame.exploration.calls.get(k[1], []) if id(n) in keep]
+            if not callers or callers[0].segment.target is None:
+                return None
+            child = _Untraced(self.code.resolve(callers[0].segment.target))
+        entry = self.entry(callers)
+        site = callers[0].segment.last.end if callers else None
+        try:
+            return self.trace(child, frame.want, entry, frame, site, depth + 1)
+        except FATAL:
+            raise
+        except Exception as error:
+            self._note(f"{self.code.name(child.function)} cannot be followed: {error}")
+            return None
+
+    def entry(self, callers: list[Node]) -> State:
+        """A callee's entry state: what all the callers' states agree on."""
+        number = len(self.frames) + 1
+        self.frames[number] = (_Untraced(0), Function("", 0, {}, frozenset()), ())
+        states = [n.leaving for n in callers if n.leaving is not None]
+        entry = entry_state(number)
+        if not states:
+            return entry
+        first = states[0]
+        for name in self.arch.arguments:
+            value = first.registers.get(name)
+            if value is not None and all(s.registers.get(name) == value for s in states):
+                entry.registers[name] = value
+        for base, cells in first.memory.items():
+            shared = Cells(
+                (offset, cell)
+                for offset, cell in cells.items()
+                if all(s.memory.get(base, EMPTY).get(offset) == cell for s in states)
+            )
+            if shared:
+                entry.memory[base] = shared
+        entry.facts = {
+            k: v for k, v in first.facts.items() if all(s.facts.get(k) == v for s in states)
+        }
+        return entry
+
+    def _writer(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
+        """Findings in the callee that wrote the stack slot whose content was returned."""
+        _, address, size, epoch = key
+        if epoch[0] != frame.number or not isinstance(epoch[1], tuple) or epoch[1][0] != "call":
+            return []
+        last = epoch[1][1]
+        keep = prune(frame.exploration, nodes)
+        observed = frame.explorer.observed
+        for k in range(min(last, len(observed) - 1), -1, -1):
+            item = observed[k]
+            if not isinstance(item, Callee) or item.tag is None:
+                continue
+            callers = [n for n in frame.exploration.calls.get(k, []) if id(n) in keep]
+            given = any(
+                n.leaving is not None and n.leaving.registers.get(name) == address
+                for n in callers
+                for name in self.arch.arguments
+            )
+            if not given:
+                continue
+            found = self._wrote(frame, item.tag, callers, address, size, depth)
+            if found is not None:
+                return found
+        return []
+
+    def _wrote(
+        self, frame: Frame, child: Called, callers: list[Node], address: Term, size: int, depth: int
+    ) -> list[Finding] | None:
+        """Findings for a callee that left the value at ``address``; None if it wrote nothing."""
+        entry = self.entry(callers)
+        explorer, exploration = self.explore(child, entry)
+        goal = frame.want & mask(min(size, 4))
+        below = Frame(
+            entry.frame, child, exploration.function, frame, callers[0].segment.last.end,
+            frame.want, min(size, 4), explorer, exploration,
+        )  # fmt: skip
+        base, offset = split(address)
+        constant: list[Node] = []
+        onward: dict[Any, list[Node]] = {}
+        for node in exploration.returns:
+            assert node.leaving is not None
+            cell = node.leaving.memory.get(base, EMPTY).get(offset)
+            if cell is None:
+                continue
+            if assume(node.leaving.facts, "eq", cell[1], goal, min(size, 4)) is None:
+                continue
+            kind = self._source(below, node.leaving, cell[1])
+            if kind[0] == "constant":
+                constant.append(node)
+            elif kind[0] in ("callee", "written"):
+                onward.setdefault(kind, []).append(node)
+        out: list[Finding] = []
+        for kind, nodes in onward.items():
+            if kind[0] == "callee":
+                out += self._into(below, kind[1], nodes, depth + 1) or []
+            else:
+                out += self._writer(below, kind, nodes, depth + 1)
+        if constant:
+            finding = self._here(below, "constant", constant)
+            finding.notes.append("returned through memory")
+            out.append(finding)
+        if not out:
+            deeper = ("written", address, size, (below.number, ("call", len(explorer.observed))))
+            out = self._writer(below, deeper, exploration.returns, depth + 1)
+        return out or None
+
+    # --- what decided ---------------------------------------------------------------------
+
+    def deciding(self, frame: Frame, nodes: list[Node]) -> list[tuple[Node, Decision]]:
+        """The last branches on the way to ``nodes`` whose other side was still open."""
+        out: dict[Any, tuple[Node, Decision]] = {}
+        done: set[int] = set()
+        todo = list(nodes)
+        while todo:
+            node = todo.pop()
+            if id(node) in done:
+                continue
+            done.add(id(node))
+            for prior, decision in node.before:
+                if (
+                    decision is not None
+                    and self._is_open(frame, prior, decision)
+                    and not self._is_guard(frame, prior, decision)
+                ):
+                    out.setdefault(
+                        (decision.address, decision.taken, decision.index), (prior, decision)
+                    )
+                else:
+                    todo.append(prior)
+        return list(out.values())
+
+    def _is_open(self, frame: Frame, node: Node, decision: Decision) -> bool:
+        key = (id(node), decision.address, decision.taken, decision.index)
+        if key not in self._open:
+            want = frame.want & mask(frame.size)
+            self._open[key] = any(
+                frame.explorer.may_differ(start, state, want, frame.size)
+                for start, state in _other_ways(frame, node, decision)
+            )
+        return self._open[key]
+
+    def _is_guard(self, frame: Frame, node: Node, decision: Decision) -> bool:
+        """Whether a branch only passed by a clause that would have failed in another way.
+
+        ``if (!try_to_unlazy(nd)) return -ECHILD;`` in front of ``return -ENOTDIR;`` decides which
+        error it is to be, not that there is one.
+        """
+        if self.passing is None or not self.passing(frame.function, node, decision):
+            return False
+        return not any(
+            frame.explorer.may_succeed(start, state)
+            for start, state in _other_ways(frame, node, decision)
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+@dataclass(slots=True)
+class _Untraced:
+    """A call that left no event: an untraced function."""
+
+    function: int
+    site: int | None = None
+    time: int = 0
+    children: Sequence[Called] = ()
+    kind: str = "implicit"
+
+
+def _other_ways(frame: Frame, node: Node, decision: Decision) -> list[tuple[int, State]]:
+    """Where the branch could have gone instead."""
+    return [
+        (start, state)
+        for start, _, state, other, _ in frame.explorer.step(node, None, what_if=True)
+        if other is not None
+        and start is not None
+        and (other.taken, other.index) != (decision.taken, decision.index)
+    ]
+
+
+def _weight(call: Called) -> int:
+    total, todo = 0, [call]
+    while todo and total <= MAX_ORACLE_CALLS:
+        item = todo.pop()
+        total += 1
+        todo.extend(item.children)
+    return total
+
+
+def _merge(spans: set[tuple[int, int]]) -> Intervals:
+    out: list[tuple[int, int]] = []
+    for lo, hi in sorted(spans):
+        if out and lo <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], hi))
+        else:
+            out.append((lo, hi))
+    return tuple(out)
+
+
+def _distinct(findings: list[Finding]) -> list[Finding]:
+    out: dict[Any, Finding] = {}
+    for finding in findings:
+        out.setdefault(finding.key(), finding)
+    return list(out.values())

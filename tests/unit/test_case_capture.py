@@ -1,0 +1,194 @@
+"""One recording of a target, made into a round of the case."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from kwhy.case import capture
+from kwhy.case.capture import TAIL, record_round
+from kwhy.case.evidence import PAGE, Round
+from kwhy.case.live import LiveEvidence
+from kwhy.errors import LinkError
+
+
+@dataclass
+class Message:
+    """What the agent sends."""
+
+    kind: str
+    header: dict[str, Any] = field(default_factory=dict)
+    data: bytes = b""
+
+
+class Stream:
+    """The messages of one recording; ``stop`` is remembered."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages, self.stopped = messages, False
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def stop(self) -> None:
+        """End the recording early."""
+        self.stopped = True
+
+
+class Target:
+    """A link whose recordings give these messages."""
+
+    def __init__(self, *messages: Message) -> None:
+        kernel = {"release": "6.12", "build_id": "", "arch": "x86_64"}
+        self.hello: dict[str, Any] = {"kernel": kernel}
+        self.given = Stream(list(messages))
+        self.asked: dict[str, Any] = {}
+
+    def stream(self, op: str, *, timeout: float | None = None, **params: Any) -> Stream:
+        """Start a recording."""
+        self.asked = {"op": op, "timeout": timeout, **params}
+        return self.given
+
+    def blob(self, name: str) -> bytes | None:
+        """Any blob has its name for content."""
+        return name.encode()
+
+    def read_memory(self, ranges: list[tuple[int, int]]) -> list[bytes | None]:
+        """No memory."""
+        return [None for _ in ranges]
+
+
+END = Message("end", {"status": {"code": 0}})
+
+
+def round_of(*messages: Message, **options: Any) -> tuple[Round, LiveEvidence, Target]:
+    """The round that a recording with these messages gives."""
+    target = Target(*messages)
+    evidence = LiveEvidence(target)
+    return record_round(evidence, target, **options), evidence, target
+
+
+def test_a_command_is_recorded_under_the_function_tracer() -> None:
+    """The request names tracer, events, clock, command and probes; the rest only if given."""
+    _, _, target = round_of(END, command=["./a", "b"])
+    assert {
+        "op": "record", "timeout": None, "tracer": "function", "events": list(capture.EVENTS),
+        "clock": "mono", "argv": ["./a", "b"],
+    } == target.asked  # fmt: skip
+    probes = [{"name": "k0", "definition": "p:k0 0x10"}]
+    _, _, target = round_of(END, pid=7, probes=probes, timeout=2.5, buffer_kb=64)
+    more = {key: target.asked[key] for key in ("pid", "probes", "seconds", "buffer_kb")}
+    assert {"pid": 7, "probes": ["p:k0 0x10"], "seconds": 2.5, "buffer_kb": 64} == more
+    assert "argv" not in target.asked
+
+
+def test_pages_are_kept_by_cpu_in_order() -> None:
+    """Batches of one CPU are joined; the round is part of the evidence."""
+    round_, evidence, _ = round_of(
+        Message("pages", {"cpu": 1}, b"a"), Message("pages", {"cpu": 0}, b"b"),
+        Message("pages", {"cpu": 1}, b"c"), END, command=["x"],
+    )  # fmt: skip
+    assert {1: b"ac", 0: b"b"} == round_.pages
+    assert [round_] == evidence.rounds
+    assert ["x"] == round_.command
+
+
+def test_the_oldest_pages_of_the_fullest_cpu_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the beginning goes, and how much is counted in pages."""
+    monkeypatch.setattr(capture, "MAX_PAGES", 2 * PAGE)
+    round_, _, _ = round_of(
+        Message("pages", {"cpu": 0}, b"a" * PAGE), Message("pages", {"cpu": 0}, b"b" * PAGE),
+        Message("pages", {"cpu": 1}, b"c" * PAGE), END,
+    )  # fmt: skip
+    assert {0: b"b" * PAGE, 1: b"c" * PAGE} == round_.pages
+    assert 1 == round_.extra["dropped_pages"]
+
+
+def test_output_is_forwarded_and_its_end_kept() -> None:
+    """All of it goes to the caller, the last bytes into the case."""
+    seen: list[tuple[str, bytes]] = []
+    round_, _, _ = round_of(
+        Message("out", {}, b"x" * TAIL), Message("out", {}, b"end"), Message("err", {}, b"\xff"),
+        END, output=lambda kind, data: seen.append((kind, data)),
+    )  # fmt: skip
+    assert [("out", b"x" * TAIL), ("out", b"end"), ("err", b"\xff")] == seen
+    assert TAIL == len(round_.tails["out"])
+    assert round_.tails["out"].endswith("end")
+    assert "\N{REPLACEMENT CHARACTER}" == round_.tails["err"]
+
+
+def test_formats_become_blobs_and_those_of_probes_are_of_their_round() -> None:
+    """A probe's event may differ from round to round under one name."""
+    texts = {"raw_syscalls/sys_enter": "enter", "kwhy_7/k0": "probe"}
+    header = {"group": "kwhy_7", "page_size": 8192, "pid": 7, "tracer": "function",
+              "probes": [{"name": "k0", "ok": True}]}  # fmt: skip
+    armed = Message("armed", header, json.dumps(texts).encode())
+    target = Target(armed, END)
+    evidence = LiveEvidence(target)
+    for number in range(2):
+        round_ = record_round(evidence, target)
+        blobs = ["format/raw_syscalls/sys_enter", f"format/round{number}/k0"]
+        assert blobs == round_.formats
+        assert [b"enter", b"probe"] == [evidence.blobs[name] for name in blobs]
+    assert (8192, [{"name": "k0", "ok": True}]) == (round_.page_size, round_.probes)
+    assert {"pid": 7, "tracer": "function"}.items() <= dict(round_.extra["armed"]).items()  # type: ignore[arg-type]
+
+
+def test_the_page_headers_are_fetched_with_the_recording() -> None:
+    """Without them the pages of the case could not be read later."""
+    _, evidence, _ = round_of(END)
+    assert {"header_page", "header_event"} <= set(evidence.blobs)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [({"code": 3}, 3), ({"signal": 11}, -11), ({}, None), (None, None)],
+)
+def test_how_the_command_ended(status: dict[str, int] | None, expected: int | None) -> None:
+    """An exit status, the negative number of a signal, or nothing known."""
+    round_, _, _ = round_of(Message("end", {"status": status}))
+    assert expected == round_.status
+
+
+def test_what_the_agent_says_at_the_end_is_kept() -> None:
+    """Lost events by CPU, tasks, kernel messages, the error of a command that did not start."""
+    header = {"status": {"exec_errno": 2}, "lost": {"1": 5}, "tasks": [{"tid": 1}],
+              "kmsg": ["line"], "timed_out": True}  # fmt: skip
+    round_, _, _ = round_of(Message("end", header), Message("pages", {"cpu": 0}, b"late"))
+    assert ({1: 5}, [{"tid": 1}]) == (round_.lost, round_.tasks)
+    assert (2, ["line"], True) == tuple(
+        round_.extra[key] for key in ("exec_errno", "kmsg", "timed_out")
+    )
+    assert {} == round_.pages
+
+
+def test_a_recording_can_be_ended_as_soon_as_it_holds_enough() -> None:
+    """The stream is stopped once, and read to its end all the same."""
+    looked: list[bytes] = []
+
+    def enough(data: bytes) -> bool:
+        looked.append(data)
+        return data == b"b"
+
+    pages = [Message("pages", {"cpu": 0}, data) for data in (b"a", b"b", b"c")]
+    round_, _, target = round_of(*pages, END, pid=1, enough=enough)
+    assert target.given.stopped
+    assert [b"a", b"b"] == looked
+    assert {0: b"abc"} == round_.pages
+
+
+def test_a_recording_without_an_end_is_lost_contact() -> None:
+    """No round is kept of it."""
+    target = Target(Message("pages", {"cpu": 0}, b"a"))
+    evidence = LiveEvidence(target)
+    with pytest.raises(LinkError):
+        record_round(evidence, target)
+    assert [] == evidence.rounds
