@@ -278,6 +278,18 @@ def test_the_comparison_tells_whether_the_condition_was_true(
     assert expected != held(kernel(), negated, decision, [], [])
 
 
+def test_the_inside_of_a_predicate_is_not_its_result() -> None:
+    """``is_clear(flags)`` may well hold when the machine finds zero; its result of zero does not."""
+    place = site()
+    assert place.condition is not None
+    text = "is_clear(flags)"
+    given = replace(place, condition=replace(place.condition, core=text, text=text, atom=text))
+    inside = Decision(BRANCH, "branch", True, ("eq", sym("init", 1, "rdi"), 0, 4), F + 0x10)
+    result = replace(inside, condition=("eq", sym("ret", 1, 0), 0, 4))
+    assert held(kernel(), given, inside, [], [F + 0x10])
+    assert not held(kernel(), given, result, [], [F + 0x10])
+
+
 def test_lines_that_would_have_run_tell_when_the_comparison_does_not() -> None:
     """The other way leads into the condition's branch: so it was false."""
     decision = Decision(BRANCH, "branch", True, None, F + 0x10)

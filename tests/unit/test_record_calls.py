@@ -307,3 +307,10 @@ format:
 	field:unsigned long long calltime;	offset:24;	size:8;	signed:0;
 	field:unsigned long long rettime;	offset:32;	size:8;	signed:0;
 """
+
+
+def test_an_interrupt_before_the_first_function() -> None:
+    """It is a tree of its own, and the call that it kept waiting still begins with its entry."""
+    irq = (0x7000, 0x6010)  # irq_enter_rcu from sysvec_apic_timer_interrupt
+    recording, calls = window(irq, (0x8000, 0x6020, 0x09), (F, ENTRY), (G, F + 0x20))
+    assert ["[do_syscall_64]", ["__x64_sys_ioctl", ["tty_ioctl"]]] == shape(recording, calls)

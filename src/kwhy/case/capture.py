@@ -23,6 +23,10 @@ EVENTS = (
 )
 
 
+CLOCK_FUNCTIONS = ("ktime_get_mono_fast_ns",)
+"""What the clock "mono" runs for each event; traced itself before 5.11 or so, two events for one."""
+
+
 class Streamer(Protocol):
     """The part of a ``kwhy.link`` Link that is used here."""
 
@@ -47,7 +51,12 @@ def record_round(
     bytes); ``enough`` sees each batch of pages and may end the recording by returning True. The
     round is appended to ``evidence.rounds``. Raises LinkError or FeatureError as the agent says.
     """
-    params: dict[str, Any] = {"tracer": "function", "events": list(EVENTS), "clock": "mono"}
+    params: dict[str, Any] = {
+        "tracer": "function",
+        "events": list(EVENTS),
+        "clock": "mono",
+        "notrace": list(CLOCK_FUNCTIONS),
+    }
     params["argv" if pid is None else "pid"] = list(command) if pid is None else pid
     if probes:
         params["probes"] = [probe["definition"] for probe in probes]

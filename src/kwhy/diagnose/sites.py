@@ -110,13 +110,31 @@ def held(
     condition = site.condition
     if condition is None:
         return decision.taken
-    truth = _by_polarity(condition, decision)
+    polarity = _by_polarity(condition, decision)
+    truth = None if _inside_the_predicate(condition, decision) else polarity
     if truth is None:
         truth = _by_lines(kernel, site, condition, [n.segment.start for n in after])
     if truth is None:
         other = _by_lines(kernel, site, condition, other_way)
-        truth = None if other is None else not other
+        truth = polarity if other is None else not other
     return True if truth is None else truth
+
+
+_CALL = re.compile(r"\w+\(")
+
+
+def _inside_the_predicate(condition: SourceCondition, decision: Decision) -> bool:
+    """Whether the machine compares what an inlined predicate compares, not what it returns.
+
+    ``d_flags_negative(flags)`` holds when the tested bits are zero.
+    """
+    core, _ = _unwrapped(condition.core)
+    if decision.condition is None or not _CALL.match(core) or core.startswith("IS_ERR"):
+        return False
+    term = decision.condition[1]
+    while isinstance(term, tuple) and term[0] in ("low", "sext"):
+        term = term[2]
+    return not (isinstance(term, tuple) and term[0] == "ret")
 
 
 _WRAPPED = re.compile(r"(?:data_race|READ_ONCE|likely|unlikely|WARN_ON(?:_ONCE)?|)\((.*)\)$")

@@ -115,7 +115,9 @@ class TreeBuilder:
         if not stack:
             return self._push_root(caller, time, level, "implicit")
         owner, between, guessed = self._owner(caller, level)
-        if owner is None:
+        begins = inside and not level and not self.tree.calls
+        if owner is None or (guessed and begins):
+            # An interrupt that came before the call's first function is over when that is entered.
             return self._push_root(caller, time, level, "implicit")
         for untraced in between:
             owner = self._push_under(owner, untraced, time, level, guessed=False)
