@@ -81,7 +81,7 @@ def test_a_command_is_recorded_under_the_function_tracer() -> None:
     _, _, target = round_of(END, command=["./a", "b"])
     assert {
         "op": "record", "timeout": None, "tracer": "function", "events": list(capture.EVENTS),
-        "clock": "mono", "argv": ["./a", "b"],
+        "clock": "mono", "notrace": list(capture.CLOCK_FUNCTIONS), "argv": ["./a", "b"],
     } == target.asked  # fmt: skip
     probes = [{"name": "k0", "definition": "p:k0 0x10"}]
     _, _, target = round_of(END, pid=7, probes=probes, timeout=2.5, buffer_kb=64)
