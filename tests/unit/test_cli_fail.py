@@ -28,7 +28,6 @@ def parsed(*words: str) -> argparse.Namespace:
         ([], "either a command after -- or a process"),
         (["-p", "1", "--", "true"], "either a command after -- or a process"),
         (["--compare", "--", "true"], "--compare is not built yet"),
-        (["--html", "x.html", "--", "true"], "--html is not built yet"),
         (["--repeat", "0", "--", "true"], "1 or more"),
         (["--errno", "EWHAT", "--", "true"], "'EWHAT'"),
         (["--core", "vmcore", "--", "true"], "a dump cannot run anything"),
@@ -100,7 +99,7 @@ def explain(script: Rounds, *words: str) -> str:
     """The confidence of the verdict of a live explanation."""
     args = parsed(*words)
     verdict, evidence = fail.explain_live(
-        SimpleNamespace(put=print), args, [] if args.pid else ["./x"]
+        SimpleNamespace(put=print, name="this host"), args, [] if args.pid else ["./x"]
     )
     assert evidence is script
     return str(verdict.confidence)

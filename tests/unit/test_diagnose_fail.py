@@ -279,7 +279,7 @@ def test_the_comparison_tells_whether_the_condition_was_true(
 
 
 def test_the_inside_of_a_predicate_is_not_its_result() -> None:
-    """``is_clear(flags)`` may well hold when the machine finds zero; its result of zero does not."""
+    """``is_clear(flags)`` may hold when the machine finds zero; its result of zero does not."""
     place = site()
     assert place.condition is not None
     text = "is_clear(flags)"

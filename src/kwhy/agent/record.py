@@ -161,6 +161,9 @@ class Recording(object):
             try:
                 refused = self.buffer.set_list(name, [str(word) for word in words])
             except OSError as error:
+                if key == "notrace":  # costs events that nobody needs, no more
+                    self.refused[key] = error.strerror
+                    continue
                 raise AgentError("feature", "%s: %s" % (name, error.strerror), name)
             if refused:
                 self.refused[key] = refused

@@ -24,7 +24,7 @@ EVENTS = (
 
 
 CLOCK_FUNCTIONS = ("ktime_get_mono_fast_ns",)
-"""What the clock "mono" runs for each event; traced itself before 5.11 or so, two events for one."""
+"""What the clock "mono" runs for each event; where it is traced itself (5.10), two events for one."""
 
 
 class Streamer(Protocol):

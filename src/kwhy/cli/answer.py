@@ -17,7 +17,9 @@ class Kept(Protocol):
 
 
 def give(verdict: Verdict, evidence: Kept, args: argparse.Namespace) -> int:
-    """Print ``verdict`` as ``args`` ask (``json``, ``color``), save the case (``save``).
+    """Print ``verdict`` as ``args`` ask (``json``, ``color``), write the files they ask for.
+
+    ``save`` names the case, ``html`` the report as a page.
 
     The result is the exit status: 0 for a verdict, 1 when it is ambiguous or unknown. The case is
     written first, so that it exists also when the reader of the report goes away.
@@ -28,6 +30,10 @@ def give(verdict: Verdict, evidence: Kept, args: argparse.Namespace) -> int:
     verdict = replace(verdict, call=calls.decode(verdict.call))
     if getattr(args, "save", None) is not None:
         evidence.save(args.save)
+    if getattr(args, "html", None) is not None:
+        from kwhy.report import html, terminal
+
+        html.write(terminal.render(verdict), verdict.summary, args.html)
     show(verdict, args)
     return status(verdict)
 

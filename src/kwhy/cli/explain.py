@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The case, and how to ask and to print."""
     parser.add_argument("case", metavar="CASE", type=Path, help="a file that --save wrote")
     parser.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="the verdict as an HTML page")
     parser.add_argument("--syscall", metavar="NAME", help="explain a failure of this call instead")
     parser.add_argument("--errno", metavar="NAME", help="explain a failure with this error instead")
     for name, what in (("debuginfo", "debug symbols"), ("source", "source")):

@@ -64,8 +64,6 @@ def _check(args: argparse.Namespace, command: list[str]) -> None:
         raise UsageError("--compare is not built yet; use --syscall/--errno to choose a failure")
     if args.core is not None:
         raise UsageError("a dump cannot run anything: kwhy fail needs a live target or --case")
-    if args.html is not None:
-        raise UsageError("--html is not built yet; use --json or --save")
     if args.repeat < 1:
         raise UsageError("--repeat takes a number of 1 or more")
     if args.errno and errno_number(args.errno) is None:
@@ -92,6 +90,7 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
     for put in args.put:
         link.put(put.local, put.remote)
     evidence = LiveEvidence(link)
+    evidence.facts.target = link.name
     evidence.facts.question = {
         "verb": "fail",
         "command": list(command),

@@ -11,7 +11,7 @@ from kwhy.lab.paths import cache_dir, make_once, remove
 from kwhy.lab.progress import Progress
 from kwhy.lab.rootfs import SUITE
 
-_MANUAL = ["manpages", "manpages-dev"]
+_MANUAL = ["manpages", "manpages-dev", "liburing-dev"]
 
 
 def manual_dir(fetch: bool = False, progress: Progress | None = None) -> Path | None:
@@ -19,7 +19,7 @@ def manual_dir(fetch: bool = False, progress: Progress | None = None) -> Path | 
 
     With ``fetch`` it is fetched first (2 MB). Raises FeatureError then.
     """
-    place = cache_dir() / "manual"
+    place = cache_dir() / "manual" / hashlib.sha256(" ".join(_MANUAL).encode()).hexdigest()[:16]
     if fetch:
         make_once(
             place,
