@@ -24,7 +24,7 @@ EVENTS = (
 
 
 CLOCK_FUNCTIONS = ("ktime_get_mono_fast_ns",)
-"""What the clock "mono" runs for each event; where it is traced itself (5.10), two events for one."""
+"""What the clock "mono" runs for each event; where it is itself traced (5.10) that is one more."""
 
 
 class Streamer(Protocol):
