@@ -128,7 +128,9 @@ class Tracer:
         self.work = 0
         self.cut = False
         self.frames: dict[int, tuple[Called, Function, Observation]] = {}
-        self._domains: dict[int, dict[int, Intervals]] = {}
+        self._domains: dict[tuple[int, int], dict[int, Intervals]] = {}
+        self._shapes: dict[int, int] = {}
+        self._numbers: dict[Any, int] = {}
         self._open: dict[Any, bool] = {}
 
     # --- one frame ------------------------------------------------------------------------
@@ -215,16 +217,29 @@ class Tracer:
 
         The intervals are by size in bytes (1, 4, 8) of the result register looked at.
         """
-        if id(call) not in self._domains:
-            self._domains[id(call)] = {}
+        key = self._shape(call), depth
+        if key not in self._domains:
+            self._domains[key] = {}
             if _weight(call) <= MAX_ORACLE_CALLS and self.work < MAX_WORK // 2:
                 try:
-                    self._domains[id(call)] = self._returned(call, depth)
+                    self._domains[key] = self._returned(call, depth)
                 except FATAL:
                     raise
                 except Exception as error:  # unreadable code: nothing is known of the result
                     self._note(f"{self.code.name(call.function)}: {error}")
-        return self._domains[id(call)]
+        return self._domains[key]
+
+    def _shape(self, call: Called) -> int:
+        """A number that calls of one function share when the same was observed of them."""
+        found = self._shapes.get(id(call))
+        if found is None:
+            content: Any = id(call)
+            if id(call) not in self.hits:
+                children = tuple((c.site, c.kind, self._shape(c)) for c in call.children)
+                content = call.function, children
+            found = self._numbers.setdefault(content, len(self._numbers))
+            self._shapes[id(call)] = found
+        return found
 
     def _returned(self, call: Called, depth: int) -> dict[int, Intervals]:
         number = len(self.frames) + 1
