@@ -15,6 +15,7 @@ from typing import Any
 from kwhy import arch as architectures
 from kwhy.diagnose import analysis
 from kwhy.flow.cfg import Code, base_name
+from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Exploration, Explorer, Observation, entry_state
 from kwhy.flow.origin import Finding, Tracer
 from kwhy.kernel.types import Prototype, TypeRef
@@ -156,7 +157,7 @@ class Recorded:
     machine: Machine
     record: SyscallRecord
     sites: dict[tuple[int, bool], tuple[str, str, bool]]
-    passed: set[tuple[int, bool]]
+    passed: dict[tuple[int, bool], Passing]
     oracle: bool
 
     @property
@@ -186,7 +187,7 @@ class Recorded:
         given: dict[str, Any] = {
             "arity": count,
             "returns_bool": boolean,
-            "passing": lambda _f, _n, d: (d.address, d.taken) in self.passed,
+            "passing": lambda _f, _n, d: self.passed.get((d.address, d.taken)),
             "oracle": self.oracle,
         }
         return Tracer(code, **(given | more))
@@ -222,7 +223,7 @@ def recorded(name: str) -> Recorded:
     for key, (function, text, truth) in data["sites"].items():
         address, taken = key.split()
         sites[int(address, 16), taken == "True"] = (function, text, truth)
-    passed = {(int(a, 16), taken) for a, taken in data["passed"]}
+    passed = {(int(a, 16), taken): kind for a, taken, kind in data["passed"]}
     return Recorded(
         data["incident"], data["series"], machine, record, sites, passed, data["oracle"]
     )

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kwhy.arch import Arch
-from kwhy.diagnose.sites import following, held, instead, locate
+from kwhy.diagnose.sites import DEFAULT, case_label, following, held, instead, locate
 from kwhy.flow.cfg import Code, Function, base_name
+from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Callee, Decision, Hit, Node, entry_state, prune
 from kwhy.flow.origin import Finding, Tracer
 from kwhy.flow.state import Cells
@@ -72,14 +73,20 @@ def _tracer(
         found = prototype(address)
         return bool(found and kernel.types.is_bool(found.ret))
 
-    def passing(function: Function, node: Node, decision: Decision) -> bool:
+    def passing(function: Function, node: Node, decision: Decision) -> Passing | None:
         site = locate(kernel, decision.address)
-        if site.condition is None or site.condition.else_line is not None:
-            return False
-        if site.condition.kind != "if" or decision.kind != "branch":
-            return False
-        other_way = instead(function, node, decision)
-        return not held(kernel, site, decision, following(node, decision), other_way)
+        condition = site.condition
+        if condition is None:
+            return None
+        if condition.kind == "switch":
+            label = case_label(kernel, site, node, decision)
+            return "dispatch" if label not in (None, DEFAULT) else None
+        clause = condition.kind == "if" and condition.else_line is None
+        if not (clause and decision.kind == "branch") and condition.kind != "?:":
+            return None
+        after, other_way = following(node, decision), instead(function, node, decision)
+        applied = held(kernel, site, decision, after, other_way)
+        return None if applied else "guard"
 
     return Tracer(
         code,

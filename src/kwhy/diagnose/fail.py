@@ -10,7 +10,7 @@ from kwhy.arch import Arch
 from kwhy.case.evidence import Evidence
 from kwhy.diagnose.analysis import Analysis, analyse, probe_addresses, renamed
 from kwhy.diagnose.excerpt import excerpts, path_of
-from kwhy.diagnose.sites import Site, following, held, instead, led_to, locate
+from kwhy.diagnose.sites import DEFAULT, Site, case_label, following, held, instead, led_to, locate
 from kwhy.diagnose.words import Words, oriented, readable
 from kwhy.errors import FATAL
 from kwhy.flow.cfg import Code, base_name
@@ -239,6 +239,9 @@ class _Describer:
         where = f"{conditions[-1].function if conditions else origin.function}()"
         if conditions:
             last = conditions[-1]
+            if last.case is not None:
+                went = "had no case of its own" if last.case == DEFAULT else f"was {last.case}"
+                return f"{head}: {last.text} {went} in {where}"
             if last.text:
                 truth = "true" if last.taken else "false"
                 return f"{head}: {last.text} was {truth} in {where}"
@@ -311,6 +314,7 @@ class _Describer:
             if statement
             else None,
             atom=source.atom if source and source.certain and source.atom != source.text else None,
+            case=case_label(self.kernel, site, node, decision),
         )
 
     def operands(

@@ -1,9 +1,10 @@
 """A machine branch in the source: which condition it belongs to, and whether that held."""
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from kwhy.diagnose.words import oriented
+from kwhy.diagnose.words import number, oriented
 from kwhy.flow.cfg import Function
 from kwhy.flow.explore import Decision, Node
 from kwhy.kernel.model import Kernel
@@ -208,18 +209,60 @@ def _by_lines(
     kernel: Kernel, site: Site, condition: SourceCondition, addresses: list[int]
 ) -> bool | None:
     end = condition.statement_end or condition.end
+    for line in _lines(kernel, site, addresses):
+        if condition.start <= line <= condition.end:
+            continue
+        if condition.else_line is not None and condition.else_line <= line <= end:
+            return False
+        if condition.then_line is not None and condition.then_line <= line <= end:
+            return True
+    return None
+
+
+DEFAULT = "default"
+MAX_COMPARISONS = 16
+"""Branches looked at behind one of a switch, which may be a tree of comparisons."""
+
+
+def case_label(kernel: Kernel, site: Site, node: Node, decision: Decision) -> str | None:
+    """The case that a branch of a switch went to: EPOLL_CTL_DEL, "default"; None if not known.
+
+    Compilers make a switch a tree of comparisons, and share what cases have in common, so that
+    the lines behind a branch may be of no case, or of another.
+    """
+    condition = site.condition
+    if condition is None or condition.kind != "switch":
+        return None
+    if decision.kind == "branch" and decision.condition is not None:
+        op, _, value, _ = oriented(decision.condition, decision.taken)
+        if op == "ne":
+            return DEFAULT
+        if op == "eq" and isinstance(value, int):
+            label = _label_by_lines(kernel, site, condition, node, decision)
+            return number(value) if label in (None, DEFAULT) else label
+    return _label_by_lines(kernel, site, condition, node, decision)
+
+
+def _label_by_lines(
+    kernel: Kernel, site: Site, condition: SourceCondition, node: Node, decision: Decision
+) -> str | None:
+    parsed = kernel.parsed(site.file) if site.file else None
+    after = following(node, decision, MAX_COMPARISONS)
+    for line in _lines(kernel, site, (insn.address for n in after for insn in n.segment.insns)):
+        if not condition.start <= line <= condition.statement_end:
+            return DEFAULT if decision.kind == "branch" else None
+        label = parsed.case_label(line, condition.start) if parsed else None
+        if label is not None and line > condition.end:
+            return label
+    return None
+
+
+def _lines(kernel: Kernel, site: Site, addresses: Iterable[int]) -> Iterator[int]:
+    """The lines of ``site``'s function that the addresses belong to."""
     for address in addresses:
         for frame in kernel.frames(address):
-            if frame.file != site.file or frame.function != site.function or not frame.line:
-                continue
-            line = frame.line
-            if condition.start <= line <= condition.end:
-                continue
-            if condition.else_line is not None and condition.else_line <= line <= end:
-                return False
-            if condition.then_line is not None and condition.then_line <= line <= end:
-                return True
-    return None
+            if frame.file == site.file and frame.function == site.function and frame.line:
+                yield frame.line
 
 
 def led_to(kernel: Kernel, site: Site, truth: bool) -> Statement | None:
@@ -233,8 +276,8 @@ def led_to(kernel: Kernel, site: Site, truth: bool) -> Statement | None:
         return parsed.statement(line)
     end = condition.statement_end or condition.end
     function = parsed.function_at(condition.start)
-    for number in range(end + 1, min(end + NEARBY, function.end if function else end + NEARBY)):
-        found = parsed.statement(number)
-        if found is not None and found.start == number:
+    for below in range(end + 1, min(end + NEARBY, function.end if function else end + NEARBY)):
+        found = parsed.statement(below)
+        if found is not None and found.start == below:
             return found
     return None

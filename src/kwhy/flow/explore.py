@@ -323,10 +323,10 @@ class Explorer:
 
     def _errors(self, state: State) -> frozenset[Any]:
         """Where error numbers lie: registers, and the frame's own stack."""
-        out: set[Any] = {r for r in state.registers.items() if _is_error(r[1])}
+        out: set[Any] = {r for r in state.registers.items() if is_error(r[1])}
         cells = state.memory.get(sym("init", self.frame, self.arch.stack))
         if cells:
-            out |= {(at, value) for at, (_, value) in cells.items() if _is_error(value)}
+            out |= {(at, value) for at, (_, value) in cells.items() if is_error(value)}
         return frozenset(out)
 
     def _widen(self, state: State, other: State, place: Any) -> None:
@@ -579,7 +579,8 @@ def _joined(term: Term) -> bool:
     )
 
 
-def _is_error(value: Term) -> bool:
+def is_error(value: Term) -> bool:
+    """Whether a term is an error number, in 4 or 8 bytes."""
     return isinstance(value, int) and (
         0 < (1 << 64) - value <= 4095 or 0 < (1 << 32) - value <= 4095
     )

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from kwhy.errors import FATAL
 from kwhy.flow.cfg import Code, Function
+from kwhy.flow.decide import Decider, Passing
 from kwhy.flow.explore import (
     Callee,
     Decision,
@@ -101,7 +102,7 @@ class Tracer:
     ``hits`` are probe hits by the identity of the frame's call (in order of time), of probes
     ``armed`` at those addresses; ``arity`` tells
     how many arguments a function takes, ``returns_bool`` whether its result is a truth value.
-    ``passing`` tells that the source merely passes by a branch (a guard clause that did not apply).
+    ``passing`` tells that the source merely passes by a branch (see ``Decider``).
     ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
     """
 
@@ -114,7 +115,7 @@ class Tracer:
         arity: Callable[[int], int | None] | None = None,
         returns_bool: Callable[[int], bool] | None = None,
         oracle: bool = False,
-        passing: Callable[[Function, Node, Decision], bool] | None = None,
+        passing: Callable[[Function, Node, Decision], Passing | None] | None = None,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -123,7 +124,7 @@ class Tracer:
         self.arity = arity
         self.returns_bool = returns_bool
         self.oracle = oracle
-        self.passing = passing
+        self.decider = Decider(passing)
         self.notes: list[str] = []
         self.work = 0
         self.cut = False
@@ -131,7 +132,6 @@ class Tracer:
         self._domains: dict[tuple[int, int], dict[int, Intervals]] = {}
         self._shapes: dict[int, int] = {}
         self._numbers: dict[Any, int] = {}
-        self._open: dict[Any, bool] = {}
 
     # --- one frame ------------------------------------------------------------------------
 
@@ -355,7 +355,8 @@ class Tracer:
 
     def _here(self, frame: Frame, kind: Any, nodes: list[Node]) -> Finding:
         assert nodes[0].result is not None
-        return Finding(kind, frame, nodes[0].result, self.deciding(frame, nodes), nodes)
+        edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes)
+        return Finding(kind, frame, nodes[0].result, edges, nodes)
 
     def _into(self, frame: Frame, k: Any, nodes: list[Node], depth: int) -> list[Finding] | None:
         """Findings in the callee whose result was passed on; None if it cannot be looked into."""
@@ -474,54 +475,6 @@ class Tracer:
             out = self._writer(below, deeper, exploration.returns, depth + 1)
         return out or None
 
-    # --- what decided ---------------------------------------------------------------------
-
-    def deciding(self, frame: Frame, nodes: list[Node]) -> list[tuple[Node, Decision]]:
-        """The last branches on the way to ``nodes`` whose other side was still open."""
-        out: dict[Any, tuple[Node, Decision]] = {}
-        done: set[int] = set()
-        todo = list(nodes)
-        while todo:
-            node = todo.pop()
-            if id(node) in done:
-                continue
-            done.add(id(node))
-            for prior, decision in node.before:
-                if (
-                    decision is not None
-                    and self._is_open(frame, prior, decision)
-                    and not self._is_guard(frame, prior, decision)
-                ):
-                    out.setdefault(
-                        (decision.address, decision.taken, decision.index), (prior, decision)
-                    )
-                else:
-                    todo.append(prior)
-        return list(out.values())
-
-    def _is_open(self, frame: Frame, node: Node, decision: Decision) -> bool:
-        key = (id(node), decision.address, decision.taken, decision.index)
-        if key not in self._open:
-            want = frame.want & mask(frame.size)
-            self._open[key] = any(
-                frame.explorer.may_differ(start, state, want, frame.size)
-                for start, state in _other_ways(frame, node, decision)
-            )
-        return self._open[key]
-
-    def _is_guard(self, frame: Frame, node: Node, decision: Decision) -> bool:
-        """Whether a branch only passed by a clause that would have failed in another way.
-
-        ``if (!try_to_unlazy(nd)) return -ECHILD;`` in front of ``return -ENOTDIR;`` decides which
-        error it is to be, not that there is one.
-        """
-        if self.passing is None or not self.passing(frame.function, node, decision):
-            return False
-        return not any(
-            frame.explorer.may_succeed(start, state)
-            for start, state in _other_ways(frame, node, decision)
-        )
-
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -536,17 +489,6 @@ class _Untraced:
     time: int = 0
     children: Sequence[Called] = ()
     kind: str = "implicit"
-
-
-def _other_ways(frame: Frame, node: Node, decision: Decision) -> list[tuple[int, State]]:
-    """Where the branch could have gone instead."""
-    return [
-        (start, state)
-        for start, _, state, other, _ in frame.explorer.step(node, None, what_if=True)
-        if other is not None
-        and start is not None
-        and (other.taken, other.index) != (decision.taken, decision.index)
-    ]
 
 
 def _weight(call: Called) -> int:

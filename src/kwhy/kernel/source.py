@@ -14,7 +14,7 @@ from typing import Any
 from kwhy.kernel import conditions
 from kwhy.kernel.conditions import KINDS, Condition, Guard, condition_node, refine, statement_of
 from kwhy.kernel.ctext import comment_text
-from kwhy.kernel.parsed import ParsedFile
+from kwhy.kernel.parsed import ParsedFile, up
 
 __all__ = ["Condition", "Guard", "SourceFile", "SourceFunction", "Statement", "refine"]
 
@@ -199,6 +199,22 @@ class SourceFile(ParsedFile):
         """
         found = conditions.find(self, line, column)
         return None if found is None else self._placed(found)
+
+    def case_label(self, line: int, switch: int) -> str | None:
+        """The label of the case that a line belongs to, in the switch that is headed at ``switch``.
+
+        "default" for that one, None when the line is in no case of it.
+        """
+        for node in up(self.node(line, 0)):
+            if node.type != "case_statement":
+                continue
+            head = next((n for n in up(node) if n.type == "switch_statement"), node)
+            test = condition_node(head)
+            if test is None or not head.start_point[0] < switch <= test.end_point[0] + 1:
+                continue
+            value = node.child_by_field_name("value")
+            return "default" if value is None else self.one_line(value)
+        return None
 
     def guards(self, line: int, column: int = 0) -> list[Guard]:
         """Conditions whose branches enclose a position, outermost first."""

@@ -38,6 +38,9 @@ def truth(condition: Condition, *, whole: bool = False) -> str:
         return " ".join(condition.expr.split())
     if text.startswith(("case ", "default")):
         return f"{text.rstrip(':')} is taken"
+    if condition.case is not None:
+        went = "has no case of its own" if condition.case == "default" else f"is {condition.case}"
+        return f"{text} {went}"
     return f"{text} is {'true' if condition.taken else 'false'}"
 
 

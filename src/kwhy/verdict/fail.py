@@ -68,6 +68,8 @@ class Condition:
     """The statement that the branch leads to."""
     atom: str | None = field(default=None, metadata=ADDED)
     """The part of a compound condition (``a && b``) that decided."""
+    case: str | None = field(default=None, metadata=ADDED)
+    """Of a switch: the label it went to, "default" also when it has none for the value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

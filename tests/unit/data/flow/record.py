@@ -18,6 +18,7 @@ from kwhy.case.casefile import CaseFile
 from kwhy.diagnose import analysis, rounds
 from kwhy.diagnose.sites import following, held, instead, locate
 from kwhy.flow.cfg import Code, Function, base_name
+from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Decision, Node
 from kwhy.flow.origin import Finding, Tracer
 from kwhy.kernel.model import Kernel
@@ -75,7 +76,7 @@ def main() -> None:
     code = Code(asked, arch)
     arity: dict[str, int] = {}
     booleans: set[str] = set()
-    passed: set[tuple[int, bool]] = set()
+    passed: dict[tuple[int, bool], Passing] = {}
     tracer, findings = analysed(kernel, arch, code, record, arity, booleans, passed)
     sites = {}
     for finding in findings:
@@ -100,7 +101,7 @@ def main() -> None:
         "args": [f"{a & (1 << 64) - 1:#x}" for a in record.args],
         "ret": record.ret,
         "sites": sites,
-        "passed": [[f"{a:#x}", t] for a, t in sorted(passed)],
+        "passed": [[f"{a:#x}", t, kind] for (a, t), kind in sorted(passed.items())],
         "arity": dict(sorted(arity.items())),
         "booleans": sorted(booleans),
         "symbols": [[n, f"{a:#x}", s] for a, (n, s) in sorted(asked.named.items())],
@@ -121,14 +122,14 @@ def analysed(
     record: SyscallRecord,
     arity: dict[str, int],
     booleans: set[str],
-    passed: set[tuple[int, bool]],
+    passed: dict[tuple[int, bool], Passing],
 ) -> tuple[Tracer, list[Finding]]:
     """`diagnose.analysis.analyse`, keeping what types and source said."""
     assert record.entry is not None
 
     def tracer(oracle: bool) -> Tracer:
         made = analysis._tracer(kernel, code, {}, frozenset(), oracle)
-        count, boolean, passing = made.arity, made.returns_bool, made.passing
+        count, boolean, passing = made.arity, made.returns_bool, made.decider.passing
         assert count and boolean and passing
 
         def counted(address: int) -> int | None:
@@ -143,13 +144,13 @@ def analysed(
                 booleans.add(base_name(code.name(address)))
             return found
 
-        def by(function: Function, node: Node, decision: Decision) -> bool:
+        def by(function: Function, node: Node, decision: Decision) -> Passing | None:
             found = passing(function, node, decision)
             if found:
-                passed.add((decision.address, decision.taken))
+                passed[decision.address, decision.taken] = found
             return found
 
-        made.arity, made.returns_bool, made.passing = counted, said, by
+        made.arity, made.returns_bool, made.decider.passing = counted, said, by
         return made
 
     one = tracer(False)

@@ -1,0 +1,196 @@
+"""Which branch decided a result: the last one on the way whose other side was still open.
+
+Not every open branch is what the failure turned on. Passed by on the way back are
+
+* *guard clauses* that did not apply: ``if (!x) return -ECHILD;`` in front of ``return -ENOTDIR;``
+  chose which error it was to be, not that there was one;
+* *dispatch*: ``switch (op)`` that went to a case of its own;
+* the *common tail*: behind ``out:`` all ways have met, good and bad, and the error is in hand.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from kwhy.flow.cfg import Function
+from kwhy.flow.explore import Decision, Explorer, Node, entry_state, is_error
+from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
+from kwhy.flow.terms import Term, mask, sym
+
+Passing = Literal["guard", "dispatch"]
+Edge = tuple[Node, Decision]
+
+MAX_STEPS = 20_000
+"""Segments looked at to learn what holds at each place of a function, whatever the way there."""
+
+
+class Decider:
+    """Finds deciding branches. ``passing`` says what the source makes of a branch, if it knows."""
+
+    def __init__(
+        self, passing: Callable[[Function, Node, Decision], Passing | None] | None = None
+    ) -> None:
+        self.passing = passing
+        self._open: dict[Any, bool] = {}
+        self._settled: dict[int, dict[int, State]] = {}
+
+    def deciding(self, explorer: Explorer, want: int, size: int, nodes: list[Node]) -> list[Edge]:
+        """The deciding branches of all ways to ``nodes``, where ``want`` was returned."""
+
+        def passed(node: Node, decision: Decision, strictly: bool) -> bool:
+            if not self._is_open(explorer, node, decision, want, size):
+                return True
+            kind = self.passing(explorer.function, node, decision) if self.passing else None
+            if kind == "guard" and not _may_succeed(explorer, node, decision):
+                return True
+            if not strictly:
+                return False
+            return kind == "dispatch" or self._in_tail(explorer, node, decision, want)
+
+        # Where that passes by everything, the plain rule has the answer.
+        return _last(nodes, passed, strictly=True) or _last(nodes, passed, strictly=False)
+
+    def _is_open(
+        self, explorer: Explorer, node: Node, decision: Decision, want: int, size: int
+    ) -> bool:
+        key = (id(node), decision.address, decision.taken, decision.index)
+        if key not in self._open:
+            self._open[key] = any(
+                explorer.may_differ(start, state, want & mask(size), size)
+                for start, state in _other_ways(explorer, node, decision)
+            )
+        return self._open[key]
+
+    def _in_tail(self, explorer: Explorer, node: Node, decision: Decision, want: int) -> bool:
+        """Whether the error was in hand at a branch that good runs come through as well."""
+        ahead = next(child for child, after in node.after if after is decision)
+        stack = explorer.arch.stack
+        held = [slot for slot, value in _slots(ahead.state, stack) if _low(value) == _low(want)]
+        if not held:
+            return False
+        before = self._whatever_the_way(explorer).get(node.segment.start)
+        if before is None:
+            return False
+        for start, _, state, other, _ in explorer.step(Node(node.segment, 0, before.copy()), None):
+            if other is None or (start, other.taken, other.index) != (
+                decision.target, decision.taken, decision.index,
+            ):  # fmt: skip
+                continue
+            settled = dict(_slots(state, stack))
+            return not any(_is_some_error(settled.get(slot)) for slot in held)
+        return False
+
+    def _whatever_the_way(self, explorer: Explorer) -> dict[int, State]:
+        """For each segment's start what holds there on all ways from the entry, {} if unknown."""
+        entry = explorer.function.entry
+        if entry not in self._settled:
+            self._settled[entry] = _settle(explorer)
+        return self._settled[entry]
+
+
+def _last(
+    nodes: list[Node], passed: Callable[[Node, Decision, bool], bool], *, strictly: bool
+) -> list[Edge]:
+    """The first decision on each way back from ``nodes`` that is not passed by."""
+    out: dict[Any, Edge] = {}
+    done: set[int] = set()
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        for prior, decision in node.before:
+            if decision is None or passed(prior, decision, strictly):
+                todo.append(prior)
+            else:
+                key = (decision.address, decision.taken, decision.index)
+                out.setdefault(key, (prior, decision))
+    return list(out.values())
+
+
+def _other_ways(explorer: Explorer, node: Node, decision: Decision) -> list[tuple[int, State]]:
+    """Where the branch could have gone instead."""
+    return [
+        (start, state)
+        for start, _, state, other, _ in explorer.step(node, None, what_if=True)
+        if other is not None
+        and start is not None
+        and (other.taken, other.index) != (decision.taken, decision.index)
+    ]
+
+
+def _may_succeed(explorer: Explorer, node: Node, decision: Decision) -> bool:
+    return any(
+        explorer.may_succeed(start, state) for start, state in _other_ways(explorer, node, decision)
+    )
+
+
+# --- what holds at a place, whatever the way there -----------------------------------------------
+
+
+def _slots(state: State, stack: str) -> list[tuple[Any, Term]]:
+    """Registers and the frame's own stack, with what they hold."""
+    own = state.memory.get(sym("init", state.frame, stack), EMPTY)
+    return [*state.registers.items(), *((offset, value) for offset, (_, value) in own.items())]
+
+
+def _low(value: Term | None) -> Term | None:
+    return value & mask(4) if isinstance(value, int) else None
+
+
+_SOME_ERROR = sym("lost", -1, ("an error",))
+
+
+def _is_some_error(value: Term | None) -> bool:
+    return value is _SOME_ERROR or (value is not None and is_error(value))
+
+
+def _settle(explorer: Explorer) -> dict[int, State]:
+    function = explorer.function
+    states = {function.entry: entry_state(explorer.frame)}
+    todo = [function.entry]
+    for _ in range(MAX_STEPS):
+        if not todo:
+            return states
+        at = todo.pop()
+        for to, _, after, _, _ in explorer.step(
+            Node(function.segments[at], 0, states[at].copy()), None
+        ):
+            if to is None or to not in function.segments:
+                continue
+            live = function.live.get(to, frozenset()) | {explorer.arch.stack}
+            after.registers = {r: v for r, v in after.registers.items() if r in live}
+            after.facts, after.flags = {}, NO_FLAGS
+            known = states.get(to)
+            if known is None or _join(known, after, explorer.arch.stack):
+                states[to] = states.get(to, after)
+                todo.append(to)
+    return {}
+
+
+def _join(known: State, new: State, stack: str) -> bool:
+    """Keep in ``known`` what ``new`` has too; whether that lost something."""
+    lost = False
+    for name, value in known.registers.items():
+        joined = _joined(value, new.registers.get(name), (known.frame, name))
+        if joined != value:
+            known.registers[name] = joined
+            lost = True
+    base = sym("init", known.frame, stack)
+    mine, theirs = known.memory.get(base, EMPTY), new.memory.get(base, EMPTY)
+    kept = Cells()
+    for offset, (size, value) in mine.items():
+        other = theirs.get(offset)
+        if other is not None and other[0] == size:
+            kept[offset] = (size, _joined(value, other[1], (known.frame, offset)))
+    lost = lost or kept != mine
+    known.memory = {base: kept} if kept else {}
+    return lost
+
+
+def _joined(value: Term, other: Term | None, place: Any) -> Term:
+    if value == other:
+        return value
+    if other is not None and _is_some_error(value) and _is_some_error(other):
+        return _SOME_ERROR
+    return sym("lost", place[0], ("met", place[1]))
