@@ -8,7 +8,8 @@ returned by now. What makes it harder:
 * functions that are not traced (noinstr, ``inline`` ones kept out of line since the kernel's
   ``inline`` means notrace, all of lib/) show up only as somebody's caller: implicit frames;
 * a tail call leaves the return address of the caller's caller: the live code tells (`CodeHints`);
-* interrupts, exceptions and softirqs run on top of the call: they become trees of their own.
+* interrupts, exceptions and softirqs run on top of the call, and so does the scheduler where it
+  preempts the task: they become trees of their own.
 
 The events are those of one task, so being scheduled away does not show.
 """
@@ -109,6 +110,8 @@ class TreeBuilder:
             if caller.leaving and (root := self._interrupt_root()) is not None:
                 return self._push_under(root, caller, time, level, guessed=False)
             return self._push_root(caller, time, level, "interrupt")
+        if caller.switch and not inside and not self._top_calls(caller):
+            return self._push_root(caller, time, level, "interrupt")
         if level and not inside:
             # An interrupt whose beginning we did not see.
             return self._push_root(caller, time, level, "interrupt")
@@ -122,6 +125,12 @@ class TreeBuilder:
         for untraced in between:
             owner = self._push_under(owner, untraced, time, level, guessed=False)
         return self._push_under(owner, caller, time, level, guessed)
+
+    def _top_calls(self, function: Function) -> bool:
+        """Whether the code of the innermost open frame calls `function` itself."""
+        if not self._stack or self._hints is None:
+            return False
+        return function.start in (self._hints.callees(self._stack[-1].call.function) or ())
 
     def _owner(
         self, caller: Function, level: int

@@ -21,6 +21,8 @@ _LEAVING = re.compile(r"^(?:irqentry_|irq_exit|__irq_exit|nmi_exit)")
 # Softirqs that run at the end of local_bh_enable() in the task's own context are as foreign to
 # the call as interrupts are.
 _SOFTIRQ = re.compile(r"^(?:__do_softirq|handle_softirqs|do_softirq_own_stack)")
+# Being preempted: from an interrupt's end or a preempt_enable() (kernel/sched/core.c); all notrace.
+_SWITCH = re.compile(r"^(?:__schedule|preempt_schedule\w*|dynamic_preempt_schedule\w*)$")
 # Return addresses that tracers put in place of the caller's.
 _TRAMPOLINE = re.compile(
     r"^(?:return_to_handler|kretprobe_trampoline|__kretprobe_trampoline|arch_rethook_trampoline|"
@@ -44,8 +46,8 @@ class Function:
     """A function: its start, its name, and what kind of code its name gives it away as."""
 
     __slots__ = (
-        "entry", "leaving", "name", "others", "size", "softirq", "start", "thunk", "tracer",
-        "trampoline",
+        "entry", "leaving", "name", "others", "size", "softirq", "start", "switch", "thunk",
+        "tracer", "trampoline",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +60,7 @@ class Function:
         self.entry = bool(_ENTRY.match(name))
         self.leaving = bool(_LEAVING.match(name))
         self.softirq = bool(_SOFTIRQ.match(name))
+        self.switch = bool(_SWITCH.match(name))
         self.tracer = bool(_TRACER.match(name))
         self.thunk = bool(_THUNK.match(name))
         self.trampoline = bool(_TRAMPOLINE.match(name))
