@@ -73,6 +73,15 @@ class Machine:
         """This object itself."""
         return self
 
+    @property
+    def vmlinux(self) -> "Machine":
+        """This object itself."""
+        return self
+
+    def variants(self, name: str) -> list[int]:
+        """Which of the symbols are a function's."""
+        return [i for i, symbol in enumerate(self.named) if base_name(symbol.name) == name]
+
     def at(self, address: int) -> Named | None:
         """The symbol that contains an address."""
         for symbol in self.named:

@@ -347,11 +347,28 @@ def _generic(insn: capstone.CsInsn) -> tuple[Effect, ...]:
     for op in insn.operands:
         if op.type == x86.X86_OP_MEM and op.access & capstone.CS_AC_WRITE:
             effects.append(("store", _address(insn, op), op.size, _UNKNOWN))
-    if insn.mnemonic.split()[-1][:4] in ("movs", "stos"):
-        effects.append(("store", _UNKNOWN, 8, _UNKNOWN))
     if insn.eflags:
         effects.append(_no_flags())
     return tuple(effects)
+
+
+_UNITS = {"b": 1, "w": 2, "d": 4, "q": 8}
+
+
+def _string(kind: str, unit: int, repeated: bool) -> tuple[Effect, ...]:
+    """``rep movs`` and ``rep stos``; the kernel runs with the direction flag clear."""
+    rdi, rsi, rcx = (("reg", name, 8) for name in ("rdi", "rsi", "rcx"))
+    count: Expr = rcx if repeated else ("const", 1)
+    length: Expr = ("bin", "mul", 8, count, ("const", unit))
+    onward: list[Effect] = [("set", "rdi", 8, ("bin", "add", 8, rdi, length))]
+    if kind == "movs":
+        moved: Effect = ("copy", rdi, rsi, count, unit)
+        onward.append(("set", "rsi", 8, ("bin", "add", 8, rsi, length)))
+    else:
+        moved = ("fill", rdi, ("reg", "rax", unit), count, unit)
+    if repeated:
+        onward.append(("set", "rcx", 8, ("const", 0)))
+    return (moved, *onward)
 
 
 def decode(code: bytes, address: int) -> list[Insn]:
@@ -401,6 +418,8 @@ def _lift(insn: capstone.CsInsn) -> Insn:
         item.kind = "trap"
     elif m in ("hlt", "iretq", "sysretq", "sysexit"):
         item.kind = "stop"
+    elif m[:4] in ("movs", "stos") and m[4:] in _UNITS and ops[0].type == x86.X86_OP_MEM:
+        item.effects = _string(m[:4], _UNITS[m[4:]], words[0] == "rep")
     elif words[0] in ("rep", "repe", "repne"):
         item.effects = (*_generic(insn), ("forget", ("rcx", "rsi", "rdi")))
     elif m == "nop" or (m == "xchg" and insn.op_str == "ax, ax"):

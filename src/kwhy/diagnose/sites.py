@@ -112,7 +112,7 @@ def held(
     if condition is None:
         return decision.taken
     polarity = _by_polarity(condition, decision)
-    truth = None if _inside_the_predicate(condition, decision) else polarity
+    truth = None if _inside_the_predicate(kernel, condition, decision) else polarity
     if truth is None:
         truth = _by_lines(kernel, site, condition, [n.segment.start for n in after])
     if truth is None:
@@ -121,21 +121,23 @@ def held(
     return True if truth is None else truth
 
 
-_CALL = re.compile(r"\w+\(")
+_CALL = re.compile(r"(\w+)\(")
 
 
-def _inside_the_predicate(condition: SourceCondition, decision: Decision) -> bool:
-    """Whether the machine compares what an inlined predicate compares, not what it returns.
+def _inside_the_predicate(kernel: Kernel, condition: SourceCondition, decision: Decision) -> bool:
+    """Whether the machine compares what a macro or inlined predicate does, not what it returns.
 
-    ``d_flags_negative(flags)`` holds when the tested bits are zero.
+    ``d_flags_negative(flags)`` holds when the tested bits are zero, ``fd_empty(f)`` when ``f`` is.
     """
     core, _ = _unwrapped(condition.core)
-    if decision.condition is None or not _CALL.match(core) or core.startswith("IS_ERR"):
+    called = _CALL.match(core)
+    if decision.condition is None or called is None or core.startswith("IS_ERR"):
         return False
     term = decision.condition[1]
     while isinstance(term, tuple) and term[0] in ("low", "sext"):
         term = term[2]
-    return not (isinstance(term, tuple) and term[0] == "ret")
+    result = isinstance(term, tuple) and term[0] == "ret"
+    return not (result and kernel.symbols.vmlinux.variants(called[1]))
 
 
 _WRAPPED = re.compile(r"(?:data_race|READ_ONCE|likely|unlikely|WARN_ON(?:_ONCE)?|)\((.*)\)$")

@@ -50,7 +50,7 @@ class Words:
         if tag == "join":
             return self.name(term[2], depth)
         if tag == "arg":
-            return self._given(term)
+            return self._given(term, depth)
         if tag == "init":
             return self._argument(term)
         if tag == "ret":
@@ -72,8 +72,16 @@ class Words:
             return f"{'-' if tag == 'neg' else '~'}{a}", None
         return "?", None
 
-    def _given(self, term: Any) -> Named:
-        """An argument of the system call, by the name that its own function gives it."""
+    def _given(self, term: Any, depth: int) -> Named:
+        """An argument of the system call, by the name that its own function gives it.
+
+        Of a constant that was passed to another function: its parameter, or where it lay.
+        """
+        match term[1]:
+            case (frame, str(register)):
+                return self._argument(("init", frame, register))
+            case (_, address, size):
+                return self._memory(("mem", address, size, None), depth)
         entry = self.tracer.frames.get(0)
         if entry is not None:
             bare = entry[1].name

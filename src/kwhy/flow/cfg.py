@@ -260,6 +260,8 @@ def _annotate(insn: Insn, arch: Arch) -> None:
             defines.add("flags")
         elif tag == "swap":
             uses |= (uses_of(effect[1]) | {effect[3]}) - defines
+        elif tag in ("copy", "fill"):
+            uses |= set().union(*map(uses_of, effect[1:4])) - defines
         if insn.kind != "select":
             if tag == "set":
                 defines.add(effect[1])

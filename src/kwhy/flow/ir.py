@@ -19,6 +19,9 @@ Effects
     ``("store", address, size, expression)``
     ``("flags", kind, size, a, b)``          kind: cmp test add logic result bit unknown
     ``("forget", registers)``
+    ``("swap", address, size, register)``
+    ``("copy", to, from, count, unit)``      ``count`` units of ``unit`` bytes, upwards
+    ``("fill", to, value, count, unit)``
 
 Conditions are named eq ne ult uge ule ugt slt sge sle sgt neg pos and others (never decided).
 """

@@ -25,7 +25,7 @@ from kwhy.flow.explore import (
     prune,
 )
 from kwhy.flow.state import EMPTY, Cells, State, split
-from kwhy.flow.terms import Intervals, Term, assume, domain, known, low, mask
+from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, sym
 
 MAX_DEPTH = 48
 MAX_ORACLE_DEPTH = 4
@@ -52,7 +52,10 @@ class Called(Protocol):
 
 @dataclass(slots=True)
 class Frame:
-    """One frame of the chain: what was explored of it, and what it had to return."""
+    """One frame of the chain: what was explored of it, and what it had to return.
+
+    ``accepting`` are the nodes where it may have returned that.
+    """
 
     number: int
     call: Called
@@ -63,6 +66,7 @@ class Frame:
     size: int
     explorer: Explorer
     exploration: Exploration
+    accepting: list[Node] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,12 +87,7 @@ class Finding:
 
     def chain(self) -> list[Frame]:
         """The frames from the origin up to the first."""
-        out: list[Frame] = []
-        frame: Frame | None = self.frame
-        while frame is not None:
-            out.append(frame)
-            frame = frame.parent
-        return out
+        return list(_upwards(self.frame))
 
     def key(self) -> Any:
         """What makes two findings the same answer."""
@@ -281,13 +280,12 @@ class Tracer:
         frame = Frame(
             entry.frame, call, exploration.function, parent, site, want, size, explorer, exploration
         )
-        accepting = []
         for node in exploration.returns:
             assert node.leaving is not None and node.result is not None
             if assume(node.leaving.facts, "eq", node.result, goal, size) is not None:
-                accepting.append(node)
+                frame.accepting.append(node)
         groups: dict[Any, list[Node]] = {}
-        for node in accepting:
+        for node in frame.accepting:
             assert node.leaving is not None and node.result is not None
             groups.setdefault(self._source(frame, node.leaving, node.result), []).append(node)
         findings: list[Finding] = []
@@ -304,8 +302,13 @@ class Tracer:
             inner = inner[2]
         if isinstance(inner, int):
             return self._equal(frame, state) or ("constant",)
-        if inner[0] == "ret" and inner[1] == frame.number:
-            return ("callee", inner[2])
+        if inner[0] == "ret":
+            # Of a frame above: the error was handed down and came back.
+            above = next((f for f in _upwards(frame) if f.number == inner[1]), None)
+            if above is not None:
+                return ("callee", inner[2]) if above is frame else ("above", above.number, inner[2])
+        if inner[0] == "arg" and isinstance(inner[1], tuple) and frame.parent is not None:
+            return ("handed",)
         if inner[0] == "neg":  # return -sk->sk_err;
             inner = inner[2]
             while isinstance(inner, tuple) and inner[0] in ("low", "sext"):
@@ -346,6 +349,14 @@ class Tracer:
             if found is not None:
                 return found
             return [self._here(frame, "unknown", nodes)]
+        if key[0] == "above":
+            above = next(f for f in _upwards(frame) if f.number == key[1])
+            found = self._into(above, key[2], above.accepting, depth)
+            if found:
+                return found
+            return [self._here(frame, "unknown", nodes)]
+        if key[0] == "handed" and frame.parent is not None:
+            return [self._here(frame.parent, "constant", frame.parent.accepting)]
         if key[0] == "written":
             found = self._writer(frame, key, nodes, depth)
             if found:
@@ -384,7 +395,11 @@ class Tracer:
             return None
 
     def entry(self, callers: list[Node]) -> State:
-        """A callee's entry state: what all the callers' states agree on."""
+        """A callee's entry state: what all the callers' states agree on.
+
+        A constant is still an argument, also in a structure: the callee's branches on it could
+        have gone otherwise.
+        """
         number = len(self.frames) + 1
         self.frames[number] = (_Untraced(0), Function("", 0, {}, frozenset()), ())
         states = [n.leaving for n in callers if n.leaving is not None]
@@ -395,12 +410,12 @@ class Tracer:
         for name in self.arch.arguments:
             value = first.registers.get(name)
             if value is not None and all(s.registers.get(name) == value for s in states):
-                entry.registers[name] = value
+                entry.registers[name] = _passed((number, name), value)
         for base, cells in first.memory.items():
             shared = Cells(
-                (offset, cell)
-                for offset, cell in cells.items()
-                if all(s.memory.get(base, EMPTY).get(offset) == cell for s in states)
+                (offset, (size, _passed((number, add(base, offset), size), value)))
+                for offset, (size, value) in cells.items()
+                if all(s.memory.get(base, EMPTY).get(offset) == (size, value) for s in states)
             )
             if shared:
                 entry.memory[base] = shared
@@ -489,6 +504,18 @@ class _Untraced:
     time: int = 0
     children: Sequence[Called] = ()
     kind: str = "implicit"
+
+
+def _upwards(frame: Frame | None) -> Iterator[Frame]:
+    """A frame and those above it."""
+    while frame is not None:
+        yield frame
+        frame = frame.parent
+
+
+def _passed(place: tuple[Any, ...], value: Term) -> Term:
+    """A value as the callee gets it: what is no address stays known, but as an argument."""
+    return sym("arg", place, value) if isinstance(value, int) and value <= mask(4) else value
 
 
 def _weight(call: Called) -> int:

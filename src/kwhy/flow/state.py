@@ -8,6 +8,7 @@ from kwhy.flow.ir import INVERSE, Effect, Expr, Insn
 from kwhy.flow.terms import (
     Facts,
     Term,
+    add,
     assume,
     binary,
     invert,
@@ -263,9 +264,30 @@ def apply(state: State, insn: Insn, effects: tuple[Effect, ...], place: Any) -> 
             old = load(state, address, size)
             store(state, address, size, evaluate(state, ("reg", name, size), place), place)
             state.registers[name] = low(size, old)
+        elif tag in ("copy", "fill"):
+            _move(state, effect, place)
         elif tag == "forget":
             for name in effect[1]:
                 state.registers[name] = sym("lost", state.frame, (place, name))
+
+
+MAX_UNITS = 64
+"""Units of one string instruction that are followed one by one: struct copies and initialisers."""
+
+
+def _move(state: State, effect: Effect, place: Any) -> None:
+    """``copy`` and ``fill``: exactly while the count is known and small."""
+    tag, where, what, times, unit = effect
+    to = evaluate(state, where, place)
+    source = evaluate(state, what, place)
+    count = evaluate(state, times, place)
+    if isinstance(count, int) and count <= MAX_UNITS:
+        for at in range(0, count * unit, unit):
+            value = load(state, add(source, at), unit) if tag == "copy" else source
+            store(state, add(to, at), unit, value, (place, at))
+        return
+    base, offset = split(to)
+    forget_memory(state, place, [(base, offset, 1 << 20)])
 
 
 def _merge(old: Term, value: Term, size: int, place: Any) -> Term:

@@ -3,7 +3,9 @@
 A *term* is an ``int`` (a known 64-bit value) or a tuple:
 
     ``("init", frame, register)``        a register's value on entry to a frame
-    ``("arg", n, value)``                the n-th argument of the system call, whose value is known
+    ``("arg", n, value)``                the n-th argument of the system call, whose value is known;
+                                         for a constant passed to a frame ``n`` is (frame,
+                                         register) or (frame, address, size)
     ``("ret", frame, k)``                what the frame's k-th observed callee returned
     ``("lost", frame, place, n)``        a value that cannot be followed further
     ``("mem", address, size, epoch)``    memory at a term address; ``epoch`` counts what may have
@@ -378,7 +380,7 @@ def concrete(term: Term) -> int | None:
 
 
 def by_argument(*terms: Term) -> bool:
-    """Whether some of the terms would be other if a system call argument were."""
+    """Whether some of the terms would be other if an argument were."""
     return any(part[0] == "arg" for term in terms for part in parts(term))
 
 
