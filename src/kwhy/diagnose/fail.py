@@ -293,7 +293,9 @@ class _Describer:
         source = site.condition
         after = following(node, decision)
         function = finding.frame.function
-        truth = held(self.kernel, site, decision, after, instead(function, node, decision))
+        other_way = instead(function, node, decision)
+        error = errno_name(finding.frame.want)
+        truth = held(self.kernel, site, decision, after, other_way, error)
         if decision.kind == "fault":
             expr = "the access to user memory faulted" if decision.taken else "no fault"
         elif decision.kind == "switch":

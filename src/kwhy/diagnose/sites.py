@@ -101,12 +101,18 @@ def instead(function: Function, node: Node, decision: Decision, count: int = 4) 
 
 
 def held(
-    kernel: Kernel, site: Site, decision: Decision, after: list[Node], other_way: list[int]
+    kernel: Kernel,
+    site: Site,
+    decision: Decision,
+    after: list[Node],
+    other_way: list[int],
+    error: str | None = None,
 ) -> bool:
     """Whether the source condition was true when the branch went as it did.
 
     The comparison itself tells where source and machine compare alike; else the lines do that ran
-    next, or that would have run had it gone the other way.
+    next, or that would have run had it gone the other way; else the statement that makes ``error``
+    (ENOENT), to which the branch led.
     """
     condition = site.condition
     if condition is None:
@@ -117,8 +123,22 @@ def held(
         truth = _by_lines(kernel, site, condition, [n.segment.start for n in after])
     if truth is None:
         other = _by_lines(kernel, site, condition, other_way)
-        truth = polarity if other is None else not other
+        truth = None if other is None else not other
+    if truth is None and error is not None:
+        truth = _by_error(kernel, site, condition, error)
+    truth = polarity if truth is None else truth
     return True if truth is None else truth
+
+
+def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str) -> bool | None:
+    parsed = kernel.parsed(site.file) if site.file else None
+    sides = []
+    for line in (condition.then_line, condition.else_line):
+        statement = parsed.statement(line) if parsed and line else None
+        sides.append(
+            statement is not None and re.search(rf"-{error}\b", statement.text) is not None
+        )
+    return sides[0] if sides[0] != sides[1] else None
 
 
 _CALL = re.compile(r"(\w+)\(")
