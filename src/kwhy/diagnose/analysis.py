@@ -73,6 +73,12 @@ def _tracer(
         found = prototype(address)
         return bool(found and kernel.types.is_bool(found.ret))
 
+    def error(address: int) -> bool:
+        found, types = prototype(address), kernel.types
+        if found is None or types.is_pointer(found.ret) or types.is_signed(found.ret):
+            return True
+        return not types.is_struct(found.ret) and types.size(found.ret) == 8  # get_unmapped_area()
+
     def passing(function: Function, node: Node, decision: Decision) -> Passing | None:
         site = locate(kernel, decision.address)
         condition = site.condition
@@ -94,6 +100,7 @@ def _tracer(
         armed=armed,
         arity=arity,
         returns_bool=boolean,
+        returns_error=error,
         oracle=oracle,
         passing=passing,
     )

@@ -1,5 +1,6 @@
 """Why a system call failed: from the evidence of a case to a verdict."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,17 @@ from kwhy.arch import Arch
 from kwhy.case.evidence import Evidence
 from kwhy.diagnose.analysis import Analysis, analyse, probe_addresses, renamed
 from kwhy.diagnose.excerpt import excerpts, path_of
-from kwhy.diagnose.sites import DEFAULT, Site, case_label, following, held, instead, led_to, locate
+from kwhy.diagnose.sites import (
+    DEFAULT,
+    Site,
+    asked,
+    case_label,
+    following,
+    held,
+    instead,
+    led_to,
+    locate,
+)
 from kwhy.diagnose.words import Words, oriented, readable
 from kwhy.errors import FATAL
 from kwhy.flow.cfg import Code, base_name
@@ -118,7 +129,43 @@ def _cases(kernel: Kernel, words: Words, findings: Sequence[Finding]) -> list[Ca
                 out[key].edges.append(edge)
             else:
                 out[key] = Case(finding, [edge], site)
-    return _likely(kernel, words, list(out.values()))
+    return _likely(kernel, words, _joined(kernel, list(out.values())))
+
+
+def _joined(kernel: Kernel, cases: list[Case]) -> list[Case]:
+    """Cases in an inlined function made one with the test of its result, if that is a case too.
+
+    ``sock = sock_from_file(file); if (!sock)``: where the compiler went on from the branch in
+    sock_from_file() that returned NULL straight to the error, the test has no jump for it.
+    """
+    kept = []
+    for case in cases:
+        test = next((t for t in cases if t is not case and _tests(kernel, t, case)), None)
+        if test is None:
+            kept.append(case)
+        else:
+            test.edges += case.edges
+    return kept
+
+
+def _tests(kernel: Kernel, test: Case, case: Case) -> bool:
+    """Whether ``test`` asks a variable that was given what ``case``'s inlined function returned."""
+    inner, outer = case.site, test.site
+    if inner is None or outer is None or outer.condition is None:
+        return False
+    if not inner.inlined or test.finding.frame.function is not case.finding.frame.function:
+        return False
+    frames = itertools.pairwise(kernel.frames(inner.address))
+    around = next((caller for frame, caller in frames if frame.function == inner.function), None)
+    parsed = kernel.parsed(around.file) if around and around.file else None
+    if around is None or parsed is None or not around.line:
+        return False
+    if (around.function, around.file) != (outer.function, outer.file):
+        return False
+    statement = parsed.statement(around.line)
+    variable = re.escape(asked(outer.condition))
+    given = rf"\b{variable}\s*=[^=].*\b{inner.function}\("
+    return statement is not None and re.search(given, statement.text) is not None
 
 
 _ERROR_FIELD = re.compile(r"err|ret|res|stat|code")

@@ -176,6 +176,13 @@ def _unwrapped(text: str) -> tuple[str, bool]:
             return text, flipped
 
 
+def asked(condition: SourceCondition) -> str:
+    """What a condition asks, without negation, hints and error tests: ``sock`` of ``!sock``."""
+    core, _ = _unwrapped(condition.core)
+    found = re.fullmatch(r"IS_ERR(?:_OR_NULL|_VALUE)?\((.*)\)", core)
+    return found[1].strip() if found else core
+
+
 def _by_polarity(condition: SourceCondition, decision: Decision) -> bool | None:
     single = "&&" not in condition.text and "||" not in condition.text
     if decision.condition is None or not (condition.certain or single):

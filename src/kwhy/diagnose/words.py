@@ -62,6 +62,9 @@ class Words:
         if tag == "percpu":
             return self._percpu(term)
         if tag == "bin":
+            file = self._file(term)
+            if file is not None:
+                return file
             a, _ = self.name(term[3], depth + 1)
             b, _ = self.name(term[4], depth + 1)
             if isinstance(term[4], int) and term[1] in ("and", "or"):
@@ -122,6 +125,19 @@ class Words:
         name = self.tracer.code.name(callee)
         prototype = self.kernel.types.prototype(name)
         return f"{name}()", prototype.ret if prototype else None
+
+    def _file(self, term: Any) -> Named | None:
+        """``fd_file(fdget())``: since 6.12 a struct fd is a file's address with two flags in it.
+
+        fd_file() in include/linux/file.h, commit 88a2f6468d01.
+        """
+        if term[1:3] != ("and", 8) or term[4] != mask(8) - 3:
+            return None
+        text, kind = self.name(term[3], MAX_DEPTH)
+        putter = self.kernel.types.prototype("fput")
+        if kind is None or putter is None or self.kernel.types.name(kind) != "struct fd":
+            return None
+        return f"fd_file({text})", putter.params[0][1]
 
     def _memory(self, term: Any, depth: int) -> Named:
         _, address, size, _ = term
@@ -212,6 +228,9 @@ class Words:
     def value(self, value: int, kind: TypeRef | None, size: int) -> str:
         """A number as its type's reader wants it."""
         value &= mask(size)
+        symbol = self.kernel.symbols.at(value) if size == 8 and signed(value, 8) < -4096 else None
+        if symbol is not None and symbol.address == value:
+            return f"&{symbol.name}"
         types = self.kernel.types
         if kind is not None:
             names = types.enumerators(kind)

@@ -100,7 +100,8 @@ class Tracer:
 
     ``hits`` are probe hits by the identity of the frame's call (in order of time), of probes
     ``armed`` at those addresses; ``arity`` tells
-    how many arguments a function takes, ``returns_bool`` whether its result is a truth value.
+    how many arguments a function takes, ``returns_bool`` whether its result is a truth value,
+    ``returns_error`` whether it can be an error number (an id of -1 is none).
     ``passing`` tells that the source merely passes by a branch (see ``Decider``).
     ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
     """
@@ -113,6 +114,7 @@ class Tracer:
         armed: frozenset[int] = frozenset(),
         arity: Callable[[int], int | None] | None = None,
         returns_bool: Callable[[int], bool] | None = None,
+        returns_error: Callable[[int], bool] | None = None,
         oracle: bool = False,
         passing: Callable[[Function, Node, Decision], Passing | None] | None = None,
     ) -> None:
@@ -122,6 +124,7 @@ class Tracer:
         self.armed = armed
         self.arity = arity
         self.returns_bool = returns_bool
+        self.returns_error = returns_error
         self.oracle = oracle
         self.decider = Decider(passing)
         self.notes: list[str] = []
@@ -339,9 +342,18 @@ class Tracer:
             inner = key[2] if key[0] == "low" else key
             if isinstance(inner, tuple) and inner[:2] == ("ret", frame.number):
                 k = inner[2]
-                if isinstance(k, int) and known(low(4, inner), state.facts) == frame.want & mask(4):
+                if (
+                    isinstance(k, int)
+                    and known(low(4, inner), state.facts) == frame.want & mask(4)
+                    and self._may_be_error(frame.explorer.observed[k])
+                ):
                     best = k if best is None else max(best, k)
         return None if best is None else ("callee", best)
+
+    def _may_be_error(self, item: Callee | Hit) -> bool:
+        if not isinstance(item, Callee) or self.returns_error is None:
+            return True
+        return self.returns_error(item.function)
 
     def _follow(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
         if key[0] == "callee":
