@@ -129,7 +129,7 @@ class Words:
     def _file(self, term: Any) -> Named | None:
         """``fd_file(fdget())``: since 6.12 a struct fd is a file's address with two flags in it.
 
-        fd_file() in include/linux/file.h, commit 88a2f6468d01.
+        fd_file() in include/linux/file.h.
         """
         if term[1:3] != ("and", 8) or term[4] != mask(8) - 3:
             return None
