@@ -188,9 +188,10 @@ class Hints:
         targets: Mapping[int, int],
         callees: Mapping[int, Iterable[int]],
         untraced: Iterable[int] = (),
+        once: Iterable[int] = (),
     ) -> None:
         self.targets, self.called = dict(targets), {k: set(v) for k, v in callees.items()}
-        self.untraced = set(untraced)
+        self.untraced, self.once = set(untraced), set(once)
 
     def direct_target(self, site: int, /) -> int | None:
         """See CodeHints."""
@@ -203,6 +204,10 @@ class Hints:
     def traceable(self, function: int, /) -> bool | None:
         """See CodeHints."""
         return function not in self.untraced
+
+    def repeats(self, _function: int, site: int, /) -> bool | None:
+        """See CodeHints; the tables name the sites outside of loops."""
+        return site not in self.once
 
 
 @dataclass

@@ -314,3 +314,18 @@ def test_an_interrupt_before_the_first_function() -> None:
     irq = (0x7000, 0x6010)  # irq_enter_rcu from sysvec_apic_timer_interrupt
     recording, calls = window(irq, (0x8000, 0x6020, 0x09), (F, ENTRY), (G, F + 0x20))
     assert ["[do_syscall_64]", ["__x64_sys_ioctl", ["tty_ioctl"]]] == shape(recording, calls)
+
+
+@pytest.mark.parametrize(("once", "expected"), [
+    ([G + 0x20], ["tty_ioctl", ["tty_check_change", ["~__tty_check_change"]]]),
+    ([], ["tty_ioctl", ["tty_check_change", "__tty_check_change"]]),
+])  # fmt: skip
+def test_an_indirect_call_that_returned_once_was_jumped_on(
+    once: list[int], expected: list[object]
+) -> None:
+    """A second function with the same return address, outside of any loop, came by a tail call."""
+    hints = Hints({}, {}, once=once)
+    recording, calls = window(
+        (F, ENTRY), (G, F + 0x20), (H, G + 0x20), (J, G + 0x20), hints=hints
+    )
+    assert expected == shape(recording, calls)[1][1]  # type: ignore[index]

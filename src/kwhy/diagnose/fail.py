@@ -27,7 +27,7 @@ from kwhy.errors import FATAL
 from kwhy.flow.cfg import Code, base_name
 from kwhy.flow.explore import Decision, Node, prune
 from kwhy.flow.origin import Finding
-from kwhy.flow.terms import known
+from kwhy.flow.terms import assume, known, parts
 from kwhy.kernel.model import Kernel
 from kwhy.record.errno import errno_name
 from kwhy.record.model import SyscallRecord
@@ -84,8 +84,14 @@ def explain_call(
             notes=(*notes, "events were lost while this call ran: its path may be incomplete"),
         )
     call = _failed_call(record)
+    missing = record.entry is None and call.errno == "ENOSYS"
     base = Verdict(
-        summary=f"{call.syscall} failed with {call.errno}; where it was decided is not known",
+        summary=f"{call.syscall} failed with {call.errno}"
+        + (
+            ": this kernel has no system call of that number"
+            if missing
+            else "; where it was decided is not known"
+        ),
         confidence="unknown",
         kernel=KernelId(release=kernel.release, build_id=kernel.build_id, arch=kernel.arch),
         evidence=account,
@@ -123,13 +129,30 @@ def _cases(kernel: Kernel, words: Words, findings: Sequence[Finding]) -> list[Ca
         if not finding.deciding:
             out.setdefault((finding.frame.function.entry, finding.kind), Case(finding, [], None))
         for edge in finding.deciding:
-            site = locate(kernel, edge[1].address)
+            site = _site(kernel, finding, edge[1])
             key = (finding.frame.function.entry, *site.identity)
             if key in out:
                 out[key].edges.append(edge)
             else:
                 out[key] = Case(finding, [edge], site)
     return _likely(kernel, words, _joined(kernel, list(out.values())))
+
+
+def _site(kernel: Kernel, finding: Finding, decision: Decision) -> Site:
+    """Where a branch stands; if that says nothing, where the call is whose result it tests.
+
+    What is made without a jump (``sbb``, ``ok() - 1``) has the line of the statement behind it.
+    """
+    site = locate(kernel, decision.address)
+    if site.condition is not None or decision.condition is None:
+        return site
+    for term in decision.condition[1:3]:
+        for part in parts(term):
+            call = finding.frame.explorer.call_of(part)
+            found = locate(kernel, call) if call is not None else site
+            if found.condition is not None:
+                return replace(found, address=site.address, offset=site.offset)
+    return site
 
 
 def _joined(kernel: Kernel, cases: list[Case]) -> list[Case]:
@@ -374,6 +397,8 @@ class _Describer:
             return ()
         _, a, b, size = oriented(decision.condition, decision.taken)
         facts = next((c.state.facts for c, d in node.after if d is decision), node.state.facts)
+        if decision.kind == "computed":
+            facts = assume(facts, *decision.condition) or facts
         probed = decision.address in finding.frame.explorer.probed
         out = []
         for term, other in ((a, b), (b, a)):

@@ -124,10 +124,23 @@ def held(
     if truth is None:
         other = _by_lines(kernel, site, condition, other_way)
         truth = None if other is None else not other
+    if truth is None:
+        truth = _by_chain(kernel, site, condition, other_way)
     if truth is None and error is not None:
         truth = _by_error(kernel, site, condition, error)
     truth = polarity if truth is None else truth
     return True if truth is None else truth
+
+
+def _by_chain(
+    kernel: Kernel, site: Site, condition: SourceCondition, other_way: list[int]
+) -> bool | None:
+    """Cutting a chain short settles it: ``a && b`` is false without ``b``, ``a || b`` true."""
+    operators = {op for op in ("&&", "||") if op in condition.text}
+    again = any(
+        condition.start <= line <= condition.end for line in _lines(kernel, site, other_way)
+    )
+    return operators == {"||"} if again and len(operators) == 1 else None
 
 
 def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str) -> bool | None:

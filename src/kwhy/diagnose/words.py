@@ -241,7 +241,7 @@ class Words:
                 return "NULL" if value == 0 else error or f"{value:#x}"
         number_ = signed(value, size)
         error = errno_of(number_)
-        if error:
+        if error and not (kind is not None and types.is_struct(kind)):
             return error
         if kind is not None and not types.is_signed(kind):
             return number(value)

@@ -225,6 +225,25 @@ class Code:
         except Exception:
             return None
 
+    def repeats(self, address: int, site: int) -> bool | None:
+        """Whether the call that returns to ``site`` can run twice in one run of its function."""
+        try:
+            segments = self.function(address).segments
+        except FATAL:
+            raise
+        except Exception:
+            return None
+        seen, todo = set[int](), [site]
+        while todo:
+            segment = segments.get(todo.pop())
+            if segment is None or segment.start in seen:
+                continue
+            seen.add(segment.start)
+            if segment.kind == "call" and segment.last.end == site:
+                return True
+            todo += segment.successors()
+        return False
+
     def _decode(self, address: int, size: int) -> list[Insn]:
         return self.arch.decode(self.kernel.code(address, size), address)
 

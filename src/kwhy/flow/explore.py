@@ -354,7 +354,8 @@ class Explorer:
         """Successors of a node: (segment start, seen, state, decision, tag of an observed call).
 
         With ``good`` None nothing observed constrains the walk: any call may happen. ``what_if``
-        lets a branch on a system call argument go either way, as it would have with another value.
+        lets a branch on an argument or a callee's result go either way, as it would have with
+        another value.
         """
         segment = node.segment
         state = node.state.copy()
@@ -396,8 +397,8 @@ class Explorer:
                 if forced is not None and taken != forced:
                     continue
                 facts = assuming(state, condition, not taken)
-                if facts is None and what_if and condition and by_argument(*condition[1:3]):
-                    facts = state.facts
+                if facts is None and what_if:
+                    facts = self._otherwise(state, condition, not taken)
                 if facts is None:
                     continue
                 to = state.copy()
@@ -473,6 +474,29 @@ class Explorer:
                 go(start, seen, state)
         return out
 
+    def _otherwise(self, state: State, condition: Condition | None, inverse: bool) -> Facts | None:
+        """The facts if a condition held that cannot: with other arguments, or callees' results.
+
+        What a path itself has tested stays.
+        """
+        if condition is None or by_argument(*condition[1:3]):
+            return state.facts
+        tested = {k: v for k, v in state.facts.items() if not self._is_judged(k, v)}
+        if len(tested) == len(state.facts):
+            return None
+        looser = state.copy()
+        looser.facts = tested
+        return assuming(looser, condition, inverse)
+
+    def _is_judged(self, key: Any, spans: Any) -> bool:
+        """Whether a fact is just what an observed callee can have returned."""
+        size, term = key[1:3] if key[0] == "low" else (8, key)
+        if self.result_facts is None or not isinstance(term, tuple):
+            return False
+        if term[:2] != ("ret", self.frame) or not isinstance(term[2], int):
+            return False
+        return bool(self.result_facts(term[2]).get(size) == spans)
+
     def _bind(self, state: State, hit: Hit) -> bool:
         for name, value in hit.values.items():
             term = state.registers.get(name)
@@ -515,12 +539,24 @@ class Explorer:
             for size, spans in self.result_facts(seen).items():
                 state.facts = {**state.facts, low(size, result): spans}
 
+    def call_of(self, term: Any) -> int | None:
+        """The address of the call in this frame that returned ``term``, None if it is no result."""
+        if term[:2] != ("ret", self.frame):
+            return None
+        if not isinstance(term[2], int):
+            return int(term[2][1])
+        item = self.observed[term[2]]
+        site = item.site if isinstance(item, Callee) else None
+        calls = (s.last for s in self.function.segments.values() if s.kind == "call")
+        return next((call.address for call in calls if call.end == site), None)
+
     # --- is the outcome still open? -------------------------------------------------------
 
     def may_differ(self, start: int, state: State, want: int, size: int) -> bool:
         """Whether some continuation from here, unobserved, can return other than ``want``.
 
-        Only a path that shows it counts: no answer within bounds is no.
+        Other arguments may come with it. Only a path that shows it counts: no answer within
+        bounds is no.
         """
 
         def differs(term: Term, facts: Facts) -> bool:
@@ -532,7 +568,10 @@ class Explorer:
         """Whether some continuation from here, unobserved, can return what is no error number."""
 
         def succeeds(term: Term, facts: Facts) -> bool:
-            return not _joined(term) and assume(facts, "ult", term, -4095 & mask(4), 4) is not None
+            if _joined(term) or assume(facts, "ult", term, -4095 & mask(4), 4) is None:
+                return False
+            pointer = isinstance(term, int) and term > mask(4)
+            return pointer or assume(facts, "sge", term, 0, 4) is not None
 
         return self._may_return(start, state, succeeds)
 
@@ -552,7 +591,7 @@ class Explorer:
             steps += 1
             if steps > MAX_OPEN_STEPS:
                 return False
-            for to, _, after, _, _ in self.step(node, None):
+            for to, _, after, _, _ in self.step(node, None, what_if=True):
                 if to is None or to not in self.function.segments:
                     continue
                 child = Node(self.function.segments[to], 0, after)

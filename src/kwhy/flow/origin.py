@@ -25,7 +25,7 @@ from kwhy.flow.explore import (
     prune,
 )
 from kwhy.flow.state import EMPTY, Cells, State, split
-from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, sym
+from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, parts, sym
 
 MAX_DEPTH = 48
 MAX_ORACLE_DEPTH = 4
@@ -328,7 +328,8 @@ class Tracer:
             return self._equal(frame, state) or ("constant",)
         if inner[0] == "init":
             return ("argument", inner)
-        return ("unknown", inner[0])
+        truth = _by_truth(term, state, frame.want)
+        return ("computed", *truth) if truth else ("unknown", inner[0])
 
     def _equal(self, frame: Frame, state: State) -> Any:
         """The last observed callee whose result is known to equal the wanted error number.
@@ -369,6 +370,8 @@ class Tracer:
             return [self._here(frame, "unknown", nodes)]
         if key[0] == "handed" and frame.parent is not None:
             return [self._here(frame.parent, "constant", frame.parent.accepting)]
+        if key[0] == "computed":
+            return [self._computed(frame, key[1], key[2], nodes)]
         if key[0] == "written":
             found = self._writer(frame, key, nodes, depth)
             if found:
@@ -380,6 +383,19 @@ class Tracer:
         assert nodes[0].result is not None
         edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes)
         return Finding(kind, frame, nodes[0].result, edges, nodes)
+
+    def _computed(self, frame: Frame, term: Term, value: int, nodes: list[Node]) -> Finding:
+        """``return ok() ? 0 : -EPERM`` may be made without a branch, as ``ok() - 1``."""
+        finding = self._here(frame, "constant", nodes)
+        edges = {}
+        for node in nodes:
+            insns = node.segment.insns
+            last = next((i for i in reversed(insns) if self.arch.result in i.defines), insns[0])
+            condition = ("eq", term, value, 1)
+            decision = Decision(last.address, "computed", True, condition, node.segment.start)
+            edges[last.address] = (node, decision)
+        finding.deciding = list(edges.values())
+        return finding
 
     def _into(self, frame: Frame, k: Any, nodes: list[Node], depth: int) -> list[Finding] | None:
         """Findings in the callee whose result was passed on; None if it cannot be looked into."""
@@ -516,6 +532,23 @@ class _Untraced:
     time: int = 0
     children: Sequence[Called] = ()
     kind: str = "implicit"
+
+
+def _by_truth(term: Term, state: State, want: int) -> tuple[Term, int] | None:
+    """The truth value that a result is computed from, and which of the two gives ``want``."""
+    for part in parts(term):
+        truth = low(1, part)
+        if part[0] != "ret" or any(hi > 1 for _, hi in domain(truth, state.facts)):
+            continue
+        giving = [
+            value
+            for value in (0, 1)
+            if (facts := assume(state.facts, "eq", truth, value, 1)) is not None
+            and known(low(4, term), facts) == want & mask(4)
+        ]
+        if len(giving) == 1:
+            return truth, giving[0]
+    return None
 
 
 def _upwards(frame: Frame | None) -> Iterator[Frame]:

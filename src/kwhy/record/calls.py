@@ -269,6 +269,8 @@ class TreeBuilder:
             for i in range(last, index, -1):
                 if function.start in (hints.callees(stack[i].call.function) or ()):
                     return i, True, None
+            if last > index and hints.repeats(stack[index].call.function, site) is False:
+                return last, True, None
             return index, False, None
         if last > index and _is(stack[index + 1].call.function, called):
             for i in range(last, index, -1):

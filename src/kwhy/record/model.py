@@ -37,6 +37,10 @@ class CodeHints(Protocol):
         """Whether the function tracer sees calls of `function`."""
         ...
 
+    def repeats(self, function: int, site: int, /) -> bool | None:
+        """Whether the call in `function` that returns to `site` lies in a loop."""
+        ...
+
 
 Kind = Literal["traced", "implicit", "interrupt"]
 

@@ -128,6 +128,9 @@ class Asked:
     def traceable(self, function: int, /) -> bool:
         return self.code.traceable(function)
 
+    def repeats(self, function: int, site: int, /) -> bool | None:
+        return self.code.repeats(function, site)
+
 
 def functions_of(events: Any) -> set[int]:
     """Every address that function events among these mention."""
