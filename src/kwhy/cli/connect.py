@@ -1,4 +1,4 @@
-"""From the target options to a link."""
+"""From the target options to a link, or to the evidence behind it."""
 
 import argparse
 from collections.abc import Iterator
@@ -25,3 +25,24 @@ def connect(args: argparse.Namespace) -> Iterator[Any]:
     link = reach.ssh(args.host) if args.host else reach.local()
     with link:
         yield link
+
+
+@contextmanager
+def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
+    """What the options name as evidence, for verbs that only read: a case, a dump, or live.
+
+    Closed at the end, come what may. Raises InputError for a file that cannot be used.
+    """
+    if args.case is not None:
+        from kwhy.case.casefile import CaseFile
+
+        yield CaseFile(args.case)
+    elif args.core is not None:
+        from kwhy.case.vmcore import VmcoreEvidence
+
+        yield VmcoreEvidence(args.core)
+    else:
+        from kwhy.case.live import LiveEvidence
+
+        with connect(args) as link:
+            yield LiveEvidence(link)

@@ -8,7 +8,7 @@ from pathlib import Path
 from kwhy.case import diskcache
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.errors import InputError, KwhyError
-from kwhy.kernel import debuginfo, extable, lines, sourcetext, symbols
+from kwhy.kernel import debuginfo, extable, lines, program, sourcetext, symbols
 from kwhy.kernel import modules as loaded
 from kwhy.kernel.btf import Btf
 from kwhy.kernel.btftypes import BtfTypes
@@ -66,6 +66,14 @@ class Kernel:
     @cached_property
     def _elf(self) -> ElfFile | None:
         return ElfFile(self.vmlinux) if self.vmlinux else None
+
+    def module_file(self, name: str, build_id: str | None) -> Path | None:
+        """The debug .ko of a module, None if there is none (or none is wanted)."""
+        if self.vmlinux is None:
+            return None
+        places: tuple[Where, Where] = (self._debug, self.vmlinux)
+        found = (debuginfo.find_module(self.release, name, build_id, place) for place in places)
+        return next((path for path in found if path is not None), None)
 
     @property
     def has_lines(self) -> bool:
@@ -265,9 +273,7 @@ class Kernel:
         if module is None or module.name in self._lines.loaded:
             return
         build_id, sections = self._module_facts.get(module.name, ("", {}))
-        path = debuginfo.find_module(self.release, module.name, build_id, self._debug)
-        if path is None and self.vmlinux is not None:
-            path = debuginfo.find_module(self.release, module.name, build_id, self.vmlinux)
+        path = self.module_file(module.name, build_id)
         if path is None or not sections:
             self._lines.loaded.add(module.name)
             self.notes.append(f"no debug info (or section addresses) of module {module.name}")
@@ -276,10 +282,13 @@ class Kernel:
 
     @cached_property
     def _module_facts(self) -> dict[str, tuple[str, dict[str, int]]]:
-        """Build-id and section addresses per module, from the agent's "modules" blob (JSON)."""
+        """Build-id and section addresses per module: as the agent told, else from memory (JSON)."""
         out: dict[str, tuple[str, dict[str, int]]] = {}
+        data = self.evidence.blob("modules")
+        if data is None:
+            data = self.evidence.derived("modules", lambda: program.module_facts(self))
         try:
-            rows = json.loads(self.evidence.blob("modules") or b"[]")
+            rows = json.loads(data or b"[]")
         except ValueError:
             rows = []
         for row in rows if isinstance(rows, list) else []:
