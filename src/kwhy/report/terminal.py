@@ -7,7 +7,7 @@ boxes or colour: it reads the same in a pipe and by ear.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, TextIO
 
 from rich.console import Console
@@ -45,6 +45,17 @@ def show(
     ``color`` "auto" means: on a terminal, unless NO_COLOR is set. ``width`` in columns; None means
     the terminal's, 80 in a pipe.
     """
+    display(lambda columns: render(verdict, columns), file, color=color, width=width)
+
+
+def display(
+    draw: Callable[[int], Page],
+    file: TextIO | None = None,
+    *,
+    color: Color = "auto",
+    width: int | None = None,
+) -> None:
+    """Print the page that ``draw`` makes for a number of columns; the rest as for :func:`show`."""
     out = file or sys.stdout
     tty = out.isatty()
     wanted = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -61,7 +72,7 @@ def show(
     )
     if width is None:
         width = min(console.width, WIDEST) if tty else WIDTH
-    text = render(verdict, width).text(ascii=not _can_unicode(out))
+    text = draw(width).text(ascii=not _can_unicode(out))
     if not colored:
         out.write(text.plain)
     else:
