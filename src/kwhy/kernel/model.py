@@ -223,6 +223,11 @@ class Kernel:
         symbol = None if found is None else table.symbol(found)
         return None if symbol is None else (symbol.name, symbol.address)
 
+    @property
+    def btf(self) -> Btf | None:
+        """The kernel's own BTF, None if it has none."""
+        return self._btf.vmlinux if self._btf else None
+
     @cached_property
     def _btf(self) -> BtfTypes | None:
         # The debug file's is the same and need not come over a link.

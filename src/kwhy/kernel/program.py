@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.errors import FeatureError
+from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.identity import vmcoreinfo_text
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def open_program(kernel: "Kernel") -> Any:
     """The ``drgn.Program`` of ``kernel``, debug info of vmlinux and the loaded modules in it.
 
     drgn's helpers, per-CPU objects and ``stack_trace(task)`` work on it; a task that was running
-    has no registers to begin from.  Without debug info it has symbols' memory only: no types.
+    has no registers to begin from.  Without debug info types and functions come from BTF.
     Raises FeatureError when the target does not tell its VMCOREINFO.
     """
     import drgn
@@ -39,6 +40,8 @@ def open_program(kernel: "Kernel") -> Any:
     if kernel.vmlinux is not None:
         program.load_debug_info([str(kernel.vmlinux)])
         _add_modules(program, kernel)
+    elif (btf := kernel.btf) is not None:
+        BtfSource(program, btf, kernel.symbols).register()
     return program
 
 
