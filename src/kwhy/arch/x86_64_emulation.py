@@ -5,6 +5,7 @@ Sources: System V AMD64 ABI; Intel SDM volume 2; arch/x86/mm/extable.c for what 
 
 from collections.abc import Callable
 
+import capstone
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 from unicorn import x86_const as x86
 
@@ -38,6 +39,10 @@ USER_END = 1 << 56
 IMAGE_BASE = 0xFFFFFFFF80000000
 """Where physical address ``phys_base`` is mapped (__START_KERNEL_map)."""
 
+HOLE = 0xFFFFFFFF7D000000
+HOLE_END = IMAGE_BASE
+"""Addresses below the image that nothing uses (Documentation/arch/x86/x86_64/mm.rst)."""
+
 STACK_SIZE = 16384  # THREAD_SIZE, arch/x86/include/asm/page_64_types.h
 PT_REGS_SIZE = 168
 PT_REGS_FLAGS, PT_REGS_RESULT = 144, 80
@@ -69,6 +74,35 @@ def tracer_call(code: bytes, address: int, name: Callable[[int], str | None]) ->
     if symbol is None or symbol.startswith(_TRACE_TARGETS):
         return _NOP5
     return None
+
+
+def accessed(code: bytes, address: int, get: Callable[[str], int]) -> list[int]:
+    """The memory addresses that the instruction at ``address`` uses; ``get`` reads a register."""
+    out = []
+    for insn in _md.disasm(code, address, 1):
+        for operand in insn.operands:
+            if operand.type != capstone.x86.X86_OP_MEM:
+                continue
+            mem = operand.mem
+            total = mem.disp
+            for register, scale in ((mem.base, 1), (mem.index, mem.scale)):
+                name = _md.reg_name(register) if register else ""
+                if name == "rip":
+                    total += (address + insn.size) * scale
+                elif name in REGISTERS:
+                    total += get(name) * scale
+            if mem.segment == capstone.x86.X86_REG_GS:
+                total += get(CPU_BASE)
+            out.append(total & _MASK)
+        if insn.mnemonic.split()[0] in ("push", "call"):
+            out.append(get(STACK) - 8 & _MASK)
+        if insn.mnemonic.split()[0] in ("pop", "ret"):
+            out.append(get(STACK))
+    return out
+
+
+_md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+_md.detail = True
 
 
 def fixup(

@@ -176,7 +176,7 @@ class Machine:
                 self._event = _Event("fault", address, True, "it is mapped read-only")
                 return False
         except MissingMemory as error:
-            self._event = _Event("fault", address, write, str(error))
+            self._event = _Event("fault", address, write, error.why)
             return False
         except OutOfSlots:
             self._event = _Event("full", address)

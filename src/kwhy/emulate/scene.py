@@ -14,15 +14,15 @@ from kwhy.emulate.machine import MAX_BLOCKS, End, Machine
 from kwhy.emulate.memory import Memory, Page
 from kwhy.errors import FeatureError, UsageError
 
-# 2 GiB below the kernel image that nothing uses (Documentation/arch/x86/x86_64/mm.rst).
-SCRATCH = 0xFFFFFFFF7D000000
-STACK = 0xFFFFFFFF7E000000
-RETURN = 0xFFFFFFFF7F000000 + PAGE // 2
+SCRATCH = arch.HOLE
+STACK = arch.HOLE + 0x1000000
+RETURN = arch.HOLE + 0x2000000 + PAGE // 2
 STACK_END_MAGIC = 0x57AC6E9D  # include/uapi/linux/magic.h
 PREEMPT_ENABLED = 0x80000000  # arch/x86/include/asm/preempt.h: PREEMPT_NEED_RESCHED inverted
 _AREA_FIELDS = ("vm_start", "vm_flags")
 _VM_READ, _VM_WRITE = 1, 2  # include/linux/mm.h
 _MASK = (1 << 64) - 1
+_INSTRUCTION = 15
 _TOP_COPY = 512
 """Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
 
@@ -40,9 +40,10 @@ class KernelScene:
         self.cpu = cpu
         self.skipped: list[str] = []
         self.notes: list[str] = []
+        self._free = SCRATCH
         self.memory = Memory(self._page)
         self.machine = Machine(self.memory, self, detail)
-        self.percpu = self._percpu_base(cpu)
+        self.percpu = self.percpu_base(cpu)
         self._current = self._place_of("pcpu_hot", "current_task")
         self.task = task or self.word(self._current)
         self._set()
@@ -85,7 +86,8 @@ class KernelScene:
         """Eight bytes of memory as the code would read them now."""
         return int.from_bytes(self.memory.read(address, 8), "little")
 
-    def _percpu_base(self, cpu: int) -> int:
+    def percpu_base(self, cpu: int) -> int:
+        """What is added to a per-CPU variable's address. Raises UsageError for no such CPU."""
         table = self.kernel.symbols.address("__per_cpu_offset")
         if table is None:
             raise FeatureError("the kernel's per-CPU areas cannot be found", "kallsyms")
@@ -235,7 +237,9 @@ class KernelScene:
         if here & -PAGE == address & -PAGE and here == address:
             return End("fault", here, f"it would jump to {address:#x}: {why}")
         verb = "write" if write else "read"
-        return End("fault", here, f"it would {verb} at {address:#x}: {why}")
+        used = arch.accessed(self.memory.read(here, _INSTRUCTION), here, machine.get)
+        exact = next((a for a in used if a & -PAGE == address & -PAGE), address)
+        return End("fault", here, f"it would {verb} at {exact:#x}: {why}")
 
     def _may_access(self, address: int, write: bool) -> bool:
         """Whether a memory area of the task covers a user address and allows the access.
@@ -256,6 +260,16 @@ class KernelScene:
             return False
         wanted = _VM_WRITE if write else _VM_READ
         return bool(other.word(found + flags.offset) & wanted)
+
+    def allocate(self, data: bytes) -> int:
+        """Memory of our own that holds ``data``; its address."""
+        address = self._free
+        self._free += (len(data) + 15) & ~15
+        for page in range(address & -PAGE, self._free + PAGE, PAGE):
+            if page not in self.memory.pages:
+                self.memory.add(page, b"")
+        self.memory.poke(address, data)
+        return address
 
     def enter(self, function: int, arguments: Sequence[int], limit: int = MAX_BLOCKS) -> End:
         """Call the function at an address with integer arguments, as the convention has it."""

@@ -38,6 +38,15 @@ class BtfSource:
         self._program.register_type_finder("btf", self._find_type, enable_index=0)
         self._program.register_object_finder("btf", self._find_object, enable_index=0)
 
+    def prototype(self, name: str) -> Any:
+        """The drgn function type of a function of the kernel image; None if BTF has none.
+
+        To be preferred to DWARF's, whose out-of-line copies of inlined functions may list their
+        parameters in another order than the source (seen with gcc 12: ring_buffer_empty_cpu).
+        """
+        found = self._btf.named(name, frozenset({b.FUNC}))
+        return self._type(self._btf.record(found[0])[3]) if found else None
+
     def _find_type(self, _program: Any, kinds: Any, name: str, _file: str | None) -> Any:
         wanted: frozenset[int] = frozenset()
         for kind, mine in self._kinds.items():
@@ -53,9 +62,8 @@ class BtfSource:
         drgn, want = self._drgn, self._drgn.FindObjectFlags
         if flags & want.FUNCTION:
             found = self._symbols.named(name, modules=False)
-            protos = self._btf.named(name, frozenset({b.FUNC}))
-            if found and found[0].code and protos:
-                kind = self._type(self._btf.record(protos[0])[3])
+            kind = self.prototype(name)
+            if found and found[0].code and kind is not None:
                 return drgn.Object(self._program, kind, address=found[0].address)
         if flags & want.VARIABLE:
             place = self._place(name)
