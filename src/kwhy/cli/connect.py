@@ -46,3 +46,14 @@ def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
 
         with connect(args) as link:
             yield LiveEvidence(link)
+
+
+def read_again(evidence: Any) -> Any:
+    """A fresh reading of a live target's memory; None for what stands still."""
+    from kwhy.case.live import LiveEvidence
+
+    if not isinstance(evidence, LiveEvidence):
+        return None
+    fresh = LiveEvidence(evidence.link, evidence.facts)
+    fresh.blobs, fresh.answers = evidence.blobs, evidence.answers
+    return fresh

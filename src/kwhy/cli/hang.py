@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def give(evidence: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -> int:
     """Explain ``evidence``, save the case if asked, print; the result is the exit status."""
+    from kwhy.cli.connect import read_again
     from kwhy.diagnose.hang.explain import explain
     from kwhy.kernel.model import open_kernel
     from kwhy.report import hang, json
@@ -49,7 +50,7 @@ def give(evidence: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -
     if not isinstance(pids, list) or not all(isinstance(pid, int) for pid in pids):
         raise InputError("the case's question is damaged: its process numbers are no numbers")
     kernel = open_kernel(evidence, debuginfo, source)
-    verdict = explain(kernel, pids, lambda: _again(evidence))
+    verdict = explain(kernel, pids, lambda: read_again(evidence))
     if getattr(args, "save", None) is not None:
         evidence.save(args.save)
     if args.json:
@@ -57,17 +58,6 @@ def give(evidence: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -
     else:
         hang.show(verdict, color=args.color)
     return 0 if verdict.confidence in ("observed", "deduced") else 1
-
-
-def _again(evidence: Any) -> Any:
-    """A fresh reading of a live target's memory; None for what stands still."""
-    from kwhy.case.live import LiveEvidence
-
-    if not isinstance(evidence, LiveEvidence):
-        return None
-    fresh = LiveEvidence(evidence.link, evidence.facts)
-    fresh.blobs, fresh.answers = evidence.blobs, evidence.answers
-    return fresh
 
 
 def _place(text: str) -> str | Path:

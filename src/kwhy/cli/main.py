@@ -20,6 +20,7 @@ from kwhy.errors import KwhyError
 VERBS: dict[str, str] = {
     "fail": "why did this system call fail?",
     "hang": "who waits for what, who holds it, and is it a deadlock?",
+    "call": "what does this kernel function return, and why? run offline",
     "explain": "a saved case again, offline",
     "case": "show or check a saved case",
     "doctor": "what this target can and cannot do, and what to do about it",

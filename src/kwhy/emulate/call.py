@@ -16,7 +16,7 @@ from kwhy.emulate.expression import Argument, Call, ExpressionError, Names, Out,
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.machine import MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
-from kwhy.emulate.scene import SCRATCH, STACK, KernelScene
+from kwhy.emulate.scene import KernelScene
 from kwhy.errors import KwhyError, UsageError
 from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.model import Kernel
@@ -140,12 +140,11 @@ class Caller:
             OutParameter(name, address, self._read(scene, address, type))
             for name, address, type in outs
         )
-        hidden = (SCRATCH, STACK + machine_arch.STACK_SIZE)
-        changes = [c for c in scene.memory.changes() if not hidden[0] <= c.address < hidden[1]]
-        pages = [p for p in scene.memory.pages if not SCRATCH <= p < machine_arch.HOLE_END]
+        own = range(machine_arch.HOLE, machine_arch.HOLE_END)
+        changes = [c for c in scene.memory.changes() if c.address not in own]
         return Outcome(
             function, tuple(passed), end, result, shown, tuple(changes),
-            self.instructions(scene), len(pages), scene,
+            self.instructions(scene), len(scene.memory.loaded), scene,
         )  # fmt: skip
 
     def names(self, scene: KernelScene) -> Names:

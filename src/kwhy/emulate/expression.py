@@ -6,9 +6,11 @@ indexes, ``*``, ``&``, casts, C's operators, ``NULL``, ``sizeof(TYPE)``, ``curre
 out-parameter: memory for it is made, and shown after the call.
 """
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from kwhy.errors import UsageError
@@ -30,6 +32,15 @@ _LEVELS: tuple[tuple[str, ...], ...] = (
     ("||",), ("&&",), ("|",), ("^",), ("&",), ("==", "!="), ("<", ">", "<=", ">="), ("<<", ">>"),
     ("+", "-"), ("*", "/", "%"),
 )  # fmt: skip
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "%": operator.mod, "&": operator.and_, "|": operator.or_, "^": operator.xor,
+    "<<": operator.lshift, ">>": operator.rshift,
+}  # fmt: skip
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
+    "<=": operator.le, ">=": operator.ge,
+}  # fmt: skip
 _ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "r": "\r"}
 MAX_LENGTH = 4096
 _TOP = (1 << 64) - 1
@@ -173,7 +184,7 @@ class _Parser:
             sign, start = self.token, self.start
             self._next()
             right = self.expression(level + 1)
-            left = self._do(start, lambda a=left, b=right, s=sign: _binary(a, s, b))
+            left = self._do(start, partial(_binary, left, sign, right))
         return left
 
     def _unary(self) -> Any:
@@ -223,13 +234,13 @@ class _Parser:
             if sign == "[":
                 index = self.expression()
                 self._expect("]")
-                value = self._do(start, lambda v=value, i=index: v[i])
+                value = self._do(start, partial(operator.getitem, value, index))
                 continue
             if self.kind != "name":
                 raise self._fail("expected the name of a field")
             name, start = self.token, self.start
             self._next()
-            value = self._do(start, lambda v=value, n=name: v.member_(n))
+            value = self._do(start, partial(value.member_, name))
         return value
 
     def _primary(self) -> Any:
@@ -395,22 +406,16 @@ def _prefix(sign: str, value: Any) -> Any:
 def _binary(a: Any, sign: str, b: Any) -> Any:
     import drgn
 
-    if sign in ("&&", "||", "==", "!=", "<", ">", "<=", ">="):
-        result = {
-            "&&": lambda: bool(a) and bool(b), "||": lambda: bool(a) or bool(b),
-            "==": lambda: a == b, "!=": lambda: a != b, "<": lambda: a < b, ">": lambda: a > b,
-            "<=": lambda: a <= b, ">=": lambda: a >= b,
-        }[sign]()  # fmt: skip
-        return drgn.Object(a.prog_, a.prog_.type("int"), int(result))
-    return {
-        "+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b,
-        "%": lambda: a % b, "&": lambda: a & b, "|": lambda: a | b, "^": lambda: a ^ b,
-        "<<": lambda: a << b, ">>": lambda: a >> b,
-    }[sign]()  # fmt: skip
+    if sign in ("&&", "||"):
+        truth = (bool(a) and bool(b)) if sign == "&&" else (bool(a) or bool(b))
+    elif sign in _COMPARISONS:
+        truth = bool(_COMPARISONS[sign](a, b))
+    else:
+        return _ARITHMETIC[sign](a, b)
+    return drgn.Object(a.prog_, a.prog_.type("int"), int(truth))
 
 
 def _cast(kind: Any, value: Any) -> Any:
     import drgn
 
     return drgn.cast(kind, value)
-

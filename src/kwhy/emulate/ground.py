@@ -4,7 +4,7 @@ from functools import cached_property
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.arch.x86_64_paging import Mapping, walk
-from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.emulate import limits
 from kwhy.emulate.memory import Page
 from kwhy.errors import FeatureError
@@ -17,8 +17,10 @@ DIRECT_MAP_SIZE = 1 << 46
 class Ground:
     """Kernel pages of ``kernel``, text prepared for offline execution."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, memory: Evidence | None = None) -> None:
         self.kernel = kernel
+        self.memory = memory or kernel.evidence
+        """Another reading of the same kernel's memory than the one it was opened with."""
 
     # -- pages -------------------------------------------------------------------------------------
 
@@ -26,18 +28,18 @@ class Ground:
         """A page of the kernel's half. Raises MissingMemory for holes and device memory."""
         kernel = self.kernel
         if kernel.symbols.in_image(page):
-            return Page(self._prepared(page, kernel.evidence.read(page, PAGE)))
+            return Page(self._prepared(page, self.memory.read(page, PAGE)))
         if not self._directly_mapped(page):
             mapping = self._kernel_mapping(page)
             if mapping is not None and mapping.device:
                 raise MissingMemory(page, "it is device memory")
-        data = kernel.evidence.read(page, PAGE)
+        data = self.memory.read(page, PAGE)
         return Page(self._prepared(page, data) if kernel.module_at(page) else data)
 
     def user_page(self, page: int, mapping: Mapping) -> Page:
         """A page of user memory, through the kernel's direct map."""
         physical = mapping.physical & -PAGE
-        data = self.kernel.evidence.read(self._direct(physical), PAGE)
+        data = self.memory.read(self._direct(physical), PAGE)
         return Page(data, mapping.writable)
 
     def user_mapping(self, table: int, address: int) -> Mapping | None:
@@ -57,7 +59,7 @@ class Ground:
         place = self.kernel.symbols.address("page_offset_base")
         if place is None:
             raise FeatureError("the place of the kernel's direct map is not known", "kallsyms")
-        return int.from_bytes(self.kernel.evidence.read(place, 8), "little")
+        return int.from_bytes(self.memory.read(place, 8), "little")
 
     def _direct(self, physical: int) -> int:
         return self._direct_base + physical
@@ -66,7 +68,7 @@ class Ground:
         return self._direct_base <= address < self._direct_base + DIRECT_MAP_SIZE
 
     def _physical(self, address: int, size: int) -> bytes:
-        return self.kernel.evidence.read(self._direct(address), size)
+        return self.memory.read(self._direct(address), size)
 
     def _kernel_mapping(self, page: int) -> Mapping | None:
         """By the kernel's own page tables; they also tell holes, which /proc/kcore shows as zeros.
@@ -115,4 +117,3 @@ class Ground:
             for symbol in self.kernel.symbols.named(name, modules=False)
             if symbol.code
         }
-

@@ -222,9 +222,7 @@ class Machine:
     def _step(self, _uc: Any, address: int, _size: int, _data: Any) -> None:
         self.track.steps.append(address)
 
-    def _access(
-        self, _uc: Any, kind: int, place: int, size: int, value: int, _data: Any
-    ) -> None:
+    def _access(self, _uc: Any, kind: int, place: int, size: int, value: int, _data: Any) -> None:
         memory = self.memory
         address = memory.virtual(place)
         write = kind == unicorn.UC_MEM_WRITE

@@ -48,6 +48,8 @@ class Memory:
         self._slots: dict[int, int] = {}
         self._owners: list[int] = []
         self._baseline: dict[int, Page] = {}
+        self.loaded: set[int] = set()
+        """The virtual pages that came from the source."""
         self.dirty: set[int] = set()
 
     @property
@@ -66,6 +68,7 @@ class Memory:
         slot = self._slots.get(page)
         if slot is None:
             slot = self._load(page, self._source(page))
+            self.loaded.add(page)
         return slot * PAGE + (address - page)
 
     def virtual(self, offset: int) -> int:

@@ -60,7 +60,7 @@ class KernelScene:
         own = self._task_field("stack")
         old_top = self.word(own) + arch.STACK_SIZE
         try:
-            memory.poke(top - _TOP_COPY, self.kernel.evidence.read(old_top - _TOP_COPY, _TOP_COPY))
+            memory.poke(top - _TOP_COPY, self.ground.memory.read(old_top - _TOP_COPY, _TOP_COPY))
         except MissingMemory:
             self.notes.append("the task's saved registers cannot be read")
         memory.poke(STACK, STACK_END_MAGIC.to_bytes(8, "little"))
@@ -291,4 +291,3 @@ class KernelScene:
         """``function+0x1b`` of an address."""
         symbol = self.kernel.symbols.at(address)
         return f"{symbol.name}+{address - symbol.address:#x}" if symbol else f"{address:#x}"
-

@@ -170,6 +170,4 @@ def _lazily(source: BtfSource, type_id: int) -> Callable[[], Any]:
 
 
 def _field(drgn: Any, source: BtfSource, type_id: int, width: int) -> Callable[[], Any]:
-    return lambda: drgn.Object(
-        source._program, source._type(type_id), bit_field_size=width
-    )
+    return lambda: drgn.Object(source._program, source._type(type_id), bit_field_size=width)

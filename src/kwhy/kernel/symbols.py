@@ -156,7 +156,8 @@ class Table:
 
     @cached_property
     def _code_labels(self) -> NDArray[np.int64]:
-        return self.address[self.kind & 0x0F == CODE]
+        found: NDArray[np.int64] = self.address[self.kind & 0x0F == CODE]
+        return found
 
     def best(self, indices: list[int]) -> int:
         """The index to show among aliases: code before data, then ``rank``."""

@@ -91,7 +91,8 @@ class CallVerdict:
     ret: Value | None
     because: tuple[Condition, ...]
     executed: Executed
-    candidates: tuple[str, ...] = ()
+    candidates: tuple[Value, ...] = ()
+    """The results of two readings of a live target, when they differ."""
     schema: str = SCHEMA
     kind: Literal["call"] = "call"
     outs: tuple[Out, ...] = field(default=(), metadata=ADDED)
