@@ -28,7 +28,7 @@ def test_inversion_and_its_victim() -> None:
     """Two tasks that wait for each other are one cycle; the third stands behind them."""
     found = build(graph_of(waits(1, 2), waits(2, 1), waits(3, 1)), [1, 2, 3])
     assert [{1, 2}] == [set(cycle) for cycle in found.cycles]
-    assert 0 == found.cycle_of(found.ends[3])
+    assert 0 == found.cycle_of[found.ends[3]]
 
 
 def test_cycle_is_told_in_the_order_of_the_waits() -> None:

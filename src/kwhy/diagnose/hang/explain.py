@@ -81,12 +81,15 @@ def _asked(
     stuck = {t.address for t in tasks if t.state == "D" and t.address in still}
     stuck |= {a for cycle in (*everything.cycles, *everything.possible) for a in cycle}
     # Who waits, in whatever state, for a task that is stuck itself is stuck with it.
-    waiting = [a for a in claims if claims[a].owners]
-    grown = True
-    while grown:
-        more = {a for a in waiting if a not in stuck and stuck.intersection(claims[a].owners)}
-        stuck |= more
-        grown = bool(more)
+    waiting: dict[int, list[int]] = {}
+    for address, claim in claims.items():
+        for owner in claim.owners:
+            waiting.setdefault(owner, []).append(address)
+    queue = list(stuck)
+    while queue:
+        more = [a for a in waiting.get(queue.pop(), ()) if a not in stuck]
+        stuck.update(more)
+        queue += more
     if not stuck:
         raise NothingToExplain("no task is stuck; name a process to see what it waits for")
     return sorted(stuck, key=lambda a: seen.task(a).tid)
@@ -171,7 +174,7 @@ class _Answer:
         for address in shown:
             claim = self.claims.get(address)
             if claim is not None:
-                key = (claim.kind, claim.address or claim.function, claim.owners)
+                key = (claim.kind, claim.address or claim.function, claim.owners, claim.extra)
                 groups.setdefault(key, []).append(claim)
         names = Objects(self.seen.memory, self.seen.tasks, self.seen.user)
         waits, of_task = [], {}
@@ -205,7 +208,7 @@ class _Answer:
         groups: dict[tuple[str, object], list[int]] = {}
         for task in self.asked:
             end = found.ends[task]
-            cycle = found.cycle_of(end)
+            cycle = found.cycle_of.get(end)
             if cycle is not None:
                 groups.setdefault(("deadlock", cycle), []).append(task)
                 continue

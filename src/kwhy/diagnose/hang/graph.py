@@ -26,10 +26,8 @@ class Waits:
     possible: tuple[tuple[int, ...], ...]
     ends: Mapping[int, int] = field(default_factory=dict)
     graph: "nx.DiGraph[int]" = field(default_factory=nx.DiGraph)
-
-    def cycle_of(self, task: int) -> int | None:
-        """The index of the proven cycle that a task is part of."""
-        return next((i for i, cycle in enumerate(self.cycles) if task in cycle), None)
+    cycle_of: Mapping[int, int] = field(default_factory=dict)
+    """The index of the proven cycle that a task is part of."""
 
 
 def build(claims: Mapping[int, Claim], asked: Iterable[int]) -> Waits:
@@ -42,10 +40,10 @@ def build(claims: Mapping[int, Claim], asked: Iterable[int]) -> Waits:
         for other in (*claim.owners, *claim.behind, *claim.candidates):
             likely.add_edge(task, other)
     cycles = _cycles(proven)
-    inside = {task for cycle in cycles for task in cycle}
-    possible = tuple(c for c in _cycles(likely) if not inside.issuperset(c))
+    inside = {task: number for number, cycle in enumerate(cycles) for task in cycle}
+    possible = tuple(c for c in _cycles(likely) if not set(c) <= inside.keys())
     ends = {task: _end(proven, task, inside) for task in asked}
-    return Waits(cycles, possible, ends, likely)
+    return Waits(cycles, possible, ends, likely, inside)
 
 
 def _cycles(graph: "nx.DiGraph[int]") -> tuple[tuple[int, ...], ...]:
@@ -62,7 +60,7 @@ def _cycles(graph: "nx.DiGraph[int]") -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(found))
 
 
-def _end(graph: "nx.DiGraph[int]", task: int, inside: set[int]) -> int:
+def _end(graph: "nx.DiGraph[int]", task: int, inside: Mapping[int, int]) -> int:
     """Breadth first: the nearest task of a cycle, else the nearest that waits for nobody."""
     seen, queue, last = {task}, deque([task]), task
     final = None

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
-from kwhy.diagnose.hang.memory import MASK, Memory
+from kwhy.diagnose.hang.memory import MASK, Memory, kernel_pointer
 from kwhy.diagnose.hang.rings import Ring, Rings
 from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Tasks
@@ -23,7 +23,8 @@ class Locks:
     def __init__(self, memory: Memory, tasks: Tasks, stacks: dict[int, Stack]) -> None:
         self._m, self._tasks, self._stacks = memory, tasks, stacks
         self._rings = Rings(memory, tasks)
-        self._readers: dict[int, tuple[int, ...]] = {}
+        self._shown: dict[int, tuple[int, ...]] = {}
+        self._writers: dict[int, dict[int, int]] = {}
 
     # -- the four with a list of waiters of the same shape -----------------------------------------
 
@@ -58,29 +59,35 @@ class Locks:
         return self._read_held(claim, ring, readers, owner)
 
     def _read_held(self, claim: Claim, ring: Ring, readers: int, owner: int) -> Claim:
-        """Readers are counted, not recorded: those tasks that show the lock on their stacks."""
-        queued = ring.tasks()
-        candidates = tuple(t for t in self._showing(claim.address) if t not in queued)
+        """Readers are counted, not recorded: who took it last, and who shows it on the stack."""
+        candidates = self._likely(claim.address, ring)
         last = owner & ~_OWNER_FLAGS & MASK if owner & _READER_OWNED else 0
-        if last in queued or last not in self._tasks.by_address:
+        if last == claim.task or last not in self._tasks.by_address:
             last = 0
         behind: tuple[int, ...] = ()
         if claim.kind == "rwsem-read":
-            before = queued[: queued.index(claim.task)] if claim.task in queued else ()
-            behind = tuple(task for task in before if self._writes(task))
+            before = self._writer_before(claim.address, ring).get(claim.task)
+            behind = (before,) if before else ()
         count = "1 reader holds it" if readers == 1 else f"{readers} readers hold it"
-        if len(candidates) == readers and (readers > 1 or last in (0, candidates[0])):
-            note = f"{count}; readers are not recorded, but the lock is on the stack of no others"
-            return replace(claim, owners=candidates, sure="deduced", behind=behind, note=note)
         if last:
             candidates = tuple(dict.fromkeys((last, *candidates)))
             count += f"; the last to take it was {self._tasks.by_address[last].tid}"
         note = f"{count}; the kernel does not record which"
         return replace(claim, candidates=candidates, behind=behind, note=note)
 
-    def _writes(self, task: int) -> bool:
-        stack = self._stacks.get(task)
-        return stack is not None and any("write" in name for name in stack.names[:8])
+    def _writer_before(self, lock: int, ring: Ring) -> dict[int, int]:
+        """For each reader in a queue the last writer queued before it, who has to go first."""
+        if lock not in self._writers:
+            kind = "struct rwsem_waiter"
+            at = self._m.offset(kind, "list")
+            found, writer = {}, 0
+            for node, task in ring.waiters:
+                if self._m.value(kind, node - at, "type") == _WAITING_FOR_WRITE:
+                    writer = task
+                elif writer:
+                    found[task] = writer
+            self._writers[lock] = found
+        return self._writers[lock]
 
     def semaphore(self, stack: Stack, frame: Frame) -> Claim | None:
         """``struct semaphore``: nobody owns one; newer kernels keep the last that took it."""
@@ -88,15 +95,16 @@ class Locks:
         found = self._queued(stack, "struct semaphore", "struct semaphore_waiter")
         if found is None:
             return None
-        lock, ring, _node = found
+        lock = found[0]
         claim = self._claim(stack, frame, "semaphore", lock)
         if m.has("struct semaphore", "last_holder"):
             last = self._tasks.by_address.get(m.value("struct semaphore", lock, "last_holder"))
-            if last is not None and last.address not in ring.tasks():
+            if last is not None and last.address != stack.task.address:
                 note = "semaphores have no owner; this task took it last"
                 return replace(claim, candidates=(last.address,), note=note)
-        candidates = tuple(t for t in self._showing(lock) if t not in ring.tasks())
-        return replace(claim, candidates=candidates, note="semaphores have no owner")
+        return replace(
+            claim, candidates=self._likely(lock, found[1]), note="semaphores have no owner"
+        )
 
     # -- the others --------------------------------------------------------------------------------
 
@@ -139,8 +147,7 @@ class Locks:
         found = self.wait_queue(stack)
         if found is None:
             return None
-        head = found[1]
-        address = head - m.offset("struct percpu_rw_semaphore", "waiters.head")
+        address = head_of(found[1]) - m.offset("struct percpu_rw_semaphore", "waiters.head")
         writes = "percpu_down_write" in stack.names
         kind = "percpu-rwsem-write" if writes else "percpu-rwsem-read"
         blocked = m.value("struct percpu_rw_semaphore", address, "block")
@@ -151,19 +158,9 @@ class Locks:
         if blocked and writer is not None:
             note = "this writer has locked it and waits for readers to leave"
             return replace(claim, owners=(writer.address,), sure="observed", note=note)
-        queued = {t for t in self._stacks if self._percpu_queue(t) == head}
-        candidates = tuple(t for t in self._showing(address) if t not in queued)
-        if blocked and len(candidates) == 1:
-            note = "a writer holds it; no other task has the lock on its stack"
-            return replace(claim, owners=candidates, sure="deduced", note=note)
-        return replace(claim, candidates=candidates, note="who holds it is not recorded")
-
-    def _percpu_queue(self, task: int) -> int | None:
-        stack = self._stacks[task]
-        if not any("percpu" in name for name in stack.names[:6]):
-            return None
-        found = self.wait_queue(stack)
-        return found[1] if found else None
+        return replace(
+            claim, candidates=self._likely(address, found[1]), note="who holds it is not recorded"
+        )
 
     def percpu_write(self, stack: Stack, frame: Frame) -> Claim | None:
         """A writer that waits for the readers of a ``struct percpu_rw_semaphore`` to leave."""
@@ -178,14 +175,14 @@ class Locks:
                 continue
         if len(found) != 1:
             return self._percpu(stack, frame)
-        candidates = tuple(t for t in self._showing(found[0]) if t != stack.task.address)
+        candidates = self._likely(found[0], Ring(None, ((0, stack.task.address),)))
         return Claim(
             stack.task.address, "percpu-rwsem-write", found[0], "the lock's writer", frame.name,
             frame.cfa, candidates=candidates, note="its readers are not recorded",
         )  # fmt: skip
 
-    def wait_queue(self, stack: Stack) -> tuple[int, int] | None:
-        """(entry, head) of the wait queue that the task hangs in by an entry on its stack."""
+    def wait_queue(self, stack: Stack) -> tuple[int, Ring] | None:
+        """(entry, ring with a head) of the queue the task hangs in by an entry on its stack."""
         m = self._m
         node_at = m.offset("struct wait_queue_entry", "entry")
         task_at = m.offset("struct wait_queue_entry", "private")
@@ -195,7 +192,7 @@ class Locks:
                 continue
             ring = self._rings.around(entry + node_at, task_at - node_at)
             if ring is not None and ring.head is not None:
-                return entry, ring.head
+                return entry, ring
         return None
 
     # -- shared ------------------------------------------------------------------------------------
@@ -214,12 +211,11 @@ class Locks:
                 continue
             if ring.head is not None:
                 return ring.head - m.offset(lock, "wait_list"), ring, node - node_at
-            found = self._rings.pointing(
-                ring,
-                [*self._blockers(stack), *_pointers(stack)],
-                m.offset(lock, "first_waiter"),
-                lambda address: address % 8 == 0,
-            )
+            first_at = m.offset(lock, "first_waiter")
+            found = self._rings.pointing(ring, self._blockers(stack), first_at)
+            if found is None:
+                others = (word for word in _pointers(stack) if not stack.task.on_stack(word))
+                found = self._rings.pointing(ring, others, first_at)
             if found is not None:
                 return found[0], found[1], node - node_at
         return None
@@ -241,13 +237,25 @@ class Locks:
         note = f"its owner {owner:#x} is no task any more: it ended without releasing the lock"
         return replace(claim, note=note, sure="observed", extra=(("gone", owner),))
 
-    def _showing(self, lock: int) -> tuple[int, ...]:
-        """Sleeping tasks that have the lock's address in a frame that is still in use."""
-        if lock not in self._readers:
-            self._readers[lock] = tuple(
-                address for address, stack in self._stacks.items() if lock in stack.words
+    def _likely(self, lock: int, ring: Ring) -> tuple[int, ...]:
+        """Sleeping tasks with the lock's address on their stacks that do not wait for it.
+
+        No proof: the address may be left over from an earlier use.
+        """
+        if lock not in self._shown:
+            queued = set(ring.tasks())
+            self._shown[lock] = tuple(
+                address
+                for address, stack in self._stacks.items()
+                if address not in queued and lock in stack.words
             )
-        return self._readers[lock]
+        return self._shown[lock]
+
+
+def head_of(ring: Ring) -> int:
+    """The head of a ring that has one."""
+    assert ring.head is not None
+    return ring.head
 
 
 def _places(stack: Stack, word: int) -> Iterator[int]:
@@ -260,7 +268,7 @@ def _places(stack: Stack, word: int) -> Iterator[int]:
 def _pointers(stack: Stack) -> Iterator[int]:
     """Distinct words of the stack that may point into kernel memory."""
     for word in dict.fromkeys(stack.words):
-        if word >> 47 == 0x1FFFF and word & 7 == 0:
+        if kernel_pointer(word) and word & 7 == 0:
             yield word
 
 

@@ -7,6 +7,11 @@ from kwhy.kernel.types import TypeRef
 MASK = (1 << 64) - 1
 
 
+def kernel_pointer(word: int) -> bool:
+    """Whether a word may point into the kernel, under four or five levels of page tables."""
+    return word >> 56 == 0xFF
+
+
 class Memory:
     """Reads integers and pointers; every miss is a MissingMemory or a LookupError."""
 
@@ -109,4 +114,4 @@ class Memory:
         return found
 
 
-__all__ = ["MASK", "Memory", "MissingMemory"]
+__all__ = ["MASK", "Memory", "MissingMemory", "kernel_pointer"]

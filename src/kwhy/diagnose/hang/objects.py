@@ -50,8 +50,7 @@ class Objects:
         if "file" in extra:
             return Named("file_lock", self.file_path(extra["file"], stack.task))
         if claim.kind == "futex":
-            where = extra.get("user address", claim.address)
-            return Named("futex", f"{where:#x} in {stack.task.comm}'s memory")
+            return Named("futex", f"{claim.address:#x} in {stack.task.comm}'s memory")
         if claim.kind == "folio":
             return self._folio(claim, stack)
         if claim.kind in ("pipe-read", "pipe-write", "wait-queue", "socket", "fuse", "io"):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
-from kwhy.diagnose.hang.locks import Locks
-from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.locks import Locks, head_of
+from kwhy.diagnose.hang.memory import Memory, kernel_pointer
 from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Task, Tasks
 from kwhy.diagnose.hang.user import Files, UserMemory
@@ -24,6 +24,8 @@ class Others:
         self._m, self._tasks, self._locks, self._user = memory, tasks, locks, user
         self._files = Files(memory)
         self._holders: dict[int, tuple[int, ...]] = {}
+        self._leaders: dict[int, tuple[int, ...]] | None = None
+        self._children: dict[int, int] | None = None
 
     def futex(self, stack: Stack, frame: Frame) -> Claim | None:
         """A futex: its word names the owner for PI; for others glibc's mutex may."""
@@ -33,8 +35,7 @@ class Others:
         address, command = arguments[1][0], arguments[1][1] & _FUTEX_COMMAND
         key = self._futex_key(stack)
         proof = "queued on the futex" if key else "sleeping in futex_wait"
-        claim = Claim(stack.task.address, "futex", key or address, proof, frame.name, frame.cfa)
-        claim = replace(claim, extra=(("user address", address),))
+        claim = Claim(stack.task.address, "futex", address, proof, frame.name, frame.cfa, extra=key)
         words = self._user.words(stack.task, address, 20)
         if words is None:
             return replace(claim, note="the futex word cannot be read")
@@ -58,23 +59,28 @@ class Others:
         note = "the owner is what the C library wrote beside the futex word"
         return replace(claim, owners=(holder.address,), sure="deduced", note=note)
 
-    def _futex_key(self, stack: Stack) -> int | None:
-        """The hash bucket's lock of the ``futex_q`` on the stack: proof that it is queued."""
+    def _futex_key(self, stack: Stack) -> tuple[tuple[str, int], ...]:
+        """What the kernel knows the futex by, from the ``futex_q`` on the stack that is queued.
+
+        The memory map and address of a private one, the inode's number and offset of a shared one.
+        """
         m = self._m
         at, lock_at = m.offset("struct futex_q", "task"), m.offset("struct futex_q", "lock_ptr")
         node = m.offset("struct futex_q", "list.node_list")
         for index, word in enumerate(stack.words):
-            if word != stack.task.address:
-                continue
             queued = stack.task.sp + 8 * index - at
-            try:
-                if m.linked(queued + node) and m.u64(queued + lock_at) >> 47 == 0x1FFFF:
-                    return m.u64(queued + m.offset("struct futex_q", "key.both.word")) + (
-                        m.value("struct futex_q", queued, "key.both.offset") & ~_SHARED_KEY
-                    )
-            except (MissingMemory, LookupError):
+            if word != stack.task.address or not m.linked(queued + node):
                 continue
-        return None
+            try:
+                if kernel_pointer(m.u64(queued + lock_at)):
+                    parts = ("ptr", "word", "offset")
+                    return tuple(
+                        (f"futex {part}", m.value("struct futex_q", queued, f"key.both.{part}"))
+                        for part in parts
+                    )
+            except MissingMemory:
+                continue
+        return ()
 
     def file_lock(self, stack: Stack, frame: Frame) -> Claim | None:
         """flock(2), fcntl(2) locks and leases: the request points to the lock that blocks it."""
@@ -86,7 +92,7 @@ class Others:
         prefix = "flc_"
         if m.type(core) is None:
             core, prefix = "struct file_lock", "fl_"
-        request = found[1] - m.offset(core, f"{prefix}wait.head")
+        request = head_of(found[1]) - m.offset(core, f"{prefix}wait.head")
         blocker = m.value(core, request, f"{prefix}blocker")
         if not blocker or not m.linked(request + m.offset(core, f"{prefix}blocked_member")):
             return None
@@ -127,29 +133,42 @@ class Others:
     def pipe(self, stack: Stack, frame: Frame) -> Claim | None:
         """A pipe that is empty (or full): whoever has the other end open may end the wait."""
         m = self._m
-        reading = frame.name.startswith("pipe_read")
+        reading = "read" in frame.name
         kind = "pipe-read" if reading else "pipe-write"
         found = self._locks.wait_queue(stack)
         queue = "rd_wait.head" if reading else "wr_wait.head"
         if found is None or not m.has("struct pipe_inode_info", queue):
             return self._plain(stack, frame, kind, f"sleeping in {frame.name}")
-        pipe = found[1] - m.offset("struct pipe_inode_info", queue)
+        pipe = head_of(found[1]) - m.offset("struct pipe_inode_info", queue)
         return Claim(
             stack.task.address, kind, pipe, "on the pipe's wait queue", frame.name, frame.cfa
         )
 
+    def _processes(self) -> dict[int, tuple[int, ...]]:
+        """Leaders of processes by their table of open files, the owner of a POSIX lock."""
+        if self._leaders is None:
+            found: dict[int, list[int]] = {}
+            for task in self._tasks.by_address.values():
+                if task.tid == task.tgid and task.files:
+                    found.setdefault(task.files, []).append(task.address)
+            self._leaders = {files: tuple(leaders) for files, leaders in found.items()}
+        return self._leaders
+
     def vfork(self, claim: Claim) -> Claim:
         """vfork(2): the parent sleeps until the child that borrowed its memory is done with it."""
-        parent = self._tasks.by_address[claim.task]
-        for task in self._tasks.by_address.values():
-            if task.mm and task.mm == parent.mm:
-                done = self._m.value("struct task_struct", task.address, "vfork_done")
-                if done == claim.address:
-                    return replace(
-                        claim, kind="vfork", proof="the child's vfork_done",
-                        owners=(task.address,), sure="observed",
-                    )  # fmt: skip
-        return claim
+        if self._children is None:
+            done = "vfork_done"
+            self._children = {
+                self._m.value("struct task_struct", task.address, done): task.address
+                for task in self._tasks.by_address.values()
+                if task.mm
+            }
+        child = self._children.get(claim.address)
+        if child is None:
+            return claim
+        return replace(
+            claim, kind="vfork", proof="the child's vfork_done", owners=(child,), sure="observed"
+        )
 
     def folio(self, stack: Stack, frame: Frame) -> Claim | None:
         """A page or folio bit; which one is in the waiter on the stack."""
@@ -169,7 +188,9 @@ class Others:
         found = self._locks.wait_queue(stack)
         if found is None:
             return self._plain(stack, frame, kind, f"sleeping in {frame.name}")
-        return Claim(stack.task.address, kind, found[1], "on a wait queue", frame.name, frame.cfa)
+        return Claim(
+            stack.task.address, kind, head_of(found[1]), "on a wait queue", frame.name, frame.cfa
+        )
 
     def _plain(self, stack: Stack, frame: Frame, kind: str, proof: str) -> Claim:
         return Claim(stack.task.address, kind, 0, proof, frame.name, frame.cfa)

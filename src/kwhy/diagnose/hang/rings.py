@@ -6,7 +6,7 @@ the head inside the lock. Since 7.1 mutexes, rwsems and semaphores have no head 
 to their first waiter, so the lock is the one that points into the ring.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kwhy.case.evidence import MissingMemory
@@ -81,7 +81,7 @@ class Rings:
         return Ring(head, tuple(waiters[before:] + waiters[:before]))
 
     def pointing(
-        self, ring: Ring, candidates: Iterable[int], first_at: int, good: Callable[[int], bool]
+        self, ring: Ring, candidates: Iterable[int], first_at: int
     ) -> tuple[int, Ring] | None:
         """The one of ``candidates`` whose first waiter (``first_at`` bytes in) is in the ring."""
         nodes = {node for node, _task in ring.waiters}
@@ -89,8 +89,8 @@ class Rings:
         for lock in dict.fromkeys(candidates):
             try:
                 first = self._memory.u64(lock + first_at)
-                if first in nodes and good(lock):
-                    found[lock] = ring.starting_at(first)
             except MissingMemory:
                 continue
+            if first in nodes:
+                found[lock] = ring.starting_at(first)
         return next(iter(found.items())) if len(found) == 1 else None

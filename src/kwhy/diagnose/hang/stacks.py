@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kwhy.arch import x86_64_orc as orc
 from kwhy.case.evidence import MissingMemory
-from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.memory import Memory, kernel_pointer
 from kwhy.diagnose.hang.tasks import STACK_SIZE, Task
 from kwhy.kernel.orc import OrcTables
 from kwhy.kernel.symbols import Symbol, base_name
@@ -168,7 +168,7 @@ class _Walk:
         last = self._frames[-1].cfa if self._frames else self._task.sp
         for index in range(max(0, (last - self._task.sp) // 8), len(self._words)):
             word = self._words[index]
-            symbol = self._u.symbol(word - 1) if word >> 47 == 0x1FFFF else None
+            symbol = self._u.symbol(word - 1) if kernel_pointer(word) else None
             if symbol is not None and symbol.code and word != symbol.address:
                 at = self._task.sp + 8 * index
                 self._frames.append(Frame(word, at, at + 8, symbol, guessed=True))

@@ -6,13 +6,13 @@
  *   KIND=N          takes lock N of that kind from the module behind /dev/kwhy_hang
  *   inode=PATH      takes the lock of that file's inode; truncate=PATH and splice=PATH likewise
  *   rm=PATH         removes a file
- *   flock=PATH      flock(LOCK_EX)
+ *   flock=PATH      flock(LOCK_EX); posix=PATH an fcntl lock of the whole file
  *   futex=N         pthread_mutex_lock on a mutex that all share
  *   pipe=N          reads from pipe N, which all processes hold open; fill=N fills and writes on
  *   vfork=0         vforks a child that sleeps
  *   meet=0          waits until all that have such a step have come to theirs
  *   after=NAME      waits until that process sleeps in its last step
- *   busy=0          runs for ever
+ *   busy=0          runs for ever; sleep=0 sleeps for ever
  *   exit=0          ends
  *
  * When all have come to their last step and sleep there, run or are gone: prints "NAME PID" for each
@@ -132,6 +132,14 @@ static void fill(int fd)
 			fail("write");
 }
 
+static void lock_all(int fd)
+{
+	struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+	if (fcntl(fd, F_SETLKW, &whole))
+		fail("fcntl");
+}
+
 static void step(const char *kind, const char *value)
 {
 	int number = atoi(value);
@@ -149,6 +157,8 @@ static void step(const char *kind, const char *value)
 		unlink(value);
 	else if (!strcmp(kind, "flock"))
 		flock(opened(value), LOCK_EX);
+	else if (!strcmp(kind, "posix"))
+		lock_all(opened(value));
 	else if (!strcmp(kind, "futex"))
 		pthread_mutex_lock(&shared->mutexes[number % LOCKS]);
 	else if (!strcmp(kind, "pipe"))
@@ -162,6 +172,9 @@ static void step(const char *kind, const char *value)
 	} else if (!strcmp(kind, "busy"))
 		for (;;)
 			;
+	else if (!strcmp(kind, "sleep"))
+		for (;;)
+			pause();
 	else if (!strcmp(kind, "exit"))
 		_exit(0);
 	else

@@ -1,0 +1,141 @@
+"""``kwhy hang`` against the truth of tasks that hang in known ways."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.desk import Outcome, kwhy, own_guest, run_in
+
+from kwhy import lab
+from kwhy.lab.build import build_module, build_program
+from kwhy.lab.hangs import FILE, MODULE, PROGRAM, REPORT, SCENARIOS, Scenario
+from kwhy.lab.kernels import by_release
+from kwhy.report.schema import validate
+
+pytestmark = pytest.mark.lab
+
+
+def hang(guest: lab.Guest, scenarios: Iterable[Scenario]) -> dict[str, int]:
+    """Put the processes of ``scenarios`` into their waits; their numbers by name."""
+    chosen = list(scenarios)
+    kernel = by_release(guest.release)
+    assert kernel is not None
+    with lab.open_link(guest) as link:
+        link.put(build_module(kernel, MODULE), "kwhy_hang.ko")
+        link.put(build_program(PROGRAM), "hang_tasks")
+        assert (0, "", "") == run_in(link, "insmod", "kwhy_hang.ko")
+        files = [file for scenario in chosen for file in scenario.files]
+        for file in files:
+            run_in(link, "mkdir", "-p", str(Path(file).parent))
+        if files:
+            run_in(link, "touch", *files)
+        tasks = [task for scenario in chosen for task in scenario.tasks]
+        status, out, err = run_in(link, "./hang_tasks", *tasks, timeout=120)
+        assert (0, "") == (status, err)
+    return {line.split()[0]: int(line.split()[1]) for line in out.splitlines()}
+
+
+class Answer:
+    """An answer in the names of the processes."""
+
+    def __init__(self, outcome: Outcome, names: dict[str, int]) -> None:
+        self.verdict: dict[str, Any] = outcome.verdict
+        validate(self.verdict)
+        self.names = {number: name for name, number in names.items()}
+        self.tasks = {task["tid"]: task for task in self.verdict["tasks"]}
+
+    def name(self, tid: int) -> str:
+        return self.names.get(tid) or str(self.tasks[tid]["comm"])
+
+    def wait(self, name: str) -> dict[str, Any]:
+        for task in self.verdict["tasks"]:
+            if self.names.get(task["tid"]) == name and task["waits_for"] is not None:
+                wait = self.verdict["waits"][task["waits_for"]]
+                assert isinstance(wait, dict)
+                return wait
+        return {}
+
+    def rings(self, key: str) -> set[frozenset[str]]:
+        return {frozenset(map(self.name, ring)) for ring in self.verdict.get(key, ())}
+
+    def gone(self) -> set[str]:
+        return {
+            self.name(tid)
+            for root in self.verdict["roots"]
+            if root["kind"] == "gone"
+            for tid in root["waiting"]
+        }
+
+
+def judge(answer: Answer, scenarios: Sequence[Scenario]) -> list[str]:
+    """What is wrong with an answer, in words: missing and false edges, cycles, names."""
+    wrong = []
+    for scenario in scenarios:
+        for edge in scenario.edges:
+            wait = answer.wait(edge.waiter)
+            owners = tuple(answer.name(tid) for tid in wait.get("owners", ()))
+            found = (wait.get("kind"), owners)
+            if (edge.kind, edge.owners) != found:
+                wrong.append(f"{edge.waiter}: {found} instead of {(edge.kind, edge.owners)}")
+            if edge.object is not None and edge.object != wait.get("object"):
+                wrong.append(f"{edge.waiter}: {wait.get('object')!r} instead of {edge.object}")
+    cycles = {cycle for scenario in scenarios for cycle in scenario.cycles}
+    if cycles != answer.rings("cycles"):
+        wrong.append(f"cycles {answer.rings('cycles')} instead of {cycles}")
+    likely = {cycle for scenario in scenarios for cycle in scenario.possible}
+    if likely != answer.rings("possible"):
+        wrong.append(f"possible cycles {answer.rings('possible')} instead of {likely}")
+    gone = {name for scenario in scenarios for name in scenario.gone}
+    if gone != answer.gone():
+        wrong.append(f"leaked locks of {answer.gone()} instead of {gone}")
+    return wrong
+
+
+def test_the_report_live_dumped_and_saved(tmp_path: Path) -> None:
+    """The file, both locks, both tasks and the victim; the same from the dump and from the case."""
+    with own_guest("6.12", "report") as guest:
+        names = hang(guest, [REPORT])
+        live = kwhy("hang", "--lab", guest.name, "--json", "--save", str(tmp_path / "it.kwhy"))
+        core = tmp_path / "vmcore"
+        guest.dump(core)
+    assert 0 == live.status, live.err
+    answer = Answer(live, names)
+    assert [] == judge(answer, [REPORT])
+    ruby, ruby2 = names["ruby"], names["ruby2"]
+    headline = f"{ruby} ruby and {ruby2} ruby2 deadlock on {FILE}; 1 more task waits behind them"
+    assert headline == answer.verdict["summary"]
+    assert "observed" == answer.verdict["confidence"]
+    assert f'"{FILE}"' == next(t for t in answer.tasks.values() if t["comm"] == "rm")["decoded"][0]
+    saved = kwhy("explain", str(tmp_path / "it.kwhy"), "--json")
+    assert live.verdict == saved.verdict
+    dumped = kwhy("hang", "--core", str(core), "--json")
+    assert _timeless(live.verdict) == _timeless(dumped.verdict)
+    core.unlink()
+
+
+def _timeless(verdict: dict[str, Any]) -> Any:
+    """Without what goes on changing while tasks hang."""
+    bare = json.loads(json.dumps(verdict))
+    for task in bare["tasks"]:
+        del task["seconds"]
+    return bare
+
+
+@pytest.mark.slow
+def test_every_scenario(series: str, tmp_path: Path) -> None:
+    """All edges, no false edge and no false cycle: live, with and without debug symbols, dumped."""
+    with own_guest(series, "hangs") as guest:
+        names = hang(guest, SCENARIOS)
+        ended = {task.split(":")[0] for s in SCENARIOS for task in s.tasks if "exit=" in task}
+        everything = [str(number) for name, number in names.items() if name not in ended]
+        live = kwhy("hang", "--lab", guest.name, "--json", *everything)
+        bare = kwhy("hang", "--lab", guest.name, "--json", "--debuginfo", "none", *everything)
+        core = tmp_path / "vmcore"
+        guest.dump(core)
+    assert [] == judge(Answer(live, names), SCENARIOS)
+    assert [] == judge(Answer(bare, names), SCENARIOS)
+    dumped = kwhy("hang", "--core", str(core), "--json", *everything)
+    assert [] == judge(Answer(dumped, names), SCENARIOS)
+    core.unlink()
