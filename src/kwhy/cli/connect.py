@@ -9,20 +9,24 @@ from kwhy.errors import UsageError
 
 
 @contextmanager
-def connect(args: argparse.Namespace) -> Iterator[Any]:
-    """The link to the target that the options name; it is closed at the end, come what may."""
+def connect(args: argparse.Namespace, *, probe: bool = True) -> Iterator[Any]:
+    """The link to the target that the options name; it is closed at the end, come what may.
+
+    ``probe`` false leaves the target's features untried: trying the tracer can hang where a
+    processor spins.
+    """
     if args.core is not None:
         raise UsageError("--core is for verbs that only read memory")
     if args.lab is not None:
         from kwhy import lab
 
         parts = [p for p, o in (("debug", args.debuginfo), ("source", args.source)) if o == "auto"]
-        with lab.connect(args.lab, parts=parts) as connection:
+        with lab.connect(args.lab, parts=parts, probe=probe) as connection:
             yield connection.link
         return
     from kwhy.link import reach
 
-    link = reach.ssh(args.host) if args.host else reach.local()
+    link = reach.ssh(args.host, probe=probe) if args.host else reach.local(probe=probe)
     with link:
         yield link
 

@@ -49,6 +49,7 @@ class Kernel:
         self._frames: dict[int, list[SourceFrame]] = {}
         self._texts: dict[str, str | None] = {}
         self._parsed: dict[str, SourceFile | None] = {}
+        self._module_places: list[Path] = []
         if isinstance(debug, Path):
             _ = self.vmlinux  # a wrong path is told at once
         if isinstance(source, Path):
@@ -283,6 +284,7 @@ class Kernel:
             self._lines.loaded.add(module.name)
             self.notes.append(f"no debug info (or section addresses) of module {module.name}")
             return
+        self._module_places.append(path.parent)
         self._lines.add_module(module.name, path, sections, module.ranges)
 
     @cached_property
@@ -329,9 +331,14 @@ class Kernel:
         return self._texts[file]
 
     def _read_source(self, file: str) -> str | None:
-        if self._source == "none" or self._source_root is None:
+        if self._source == "none":
             return None
-        return sourcetext.read_file(self._source_root, file)
+        # A module from outside of the tree has its source beside it, if anywhere.
+        for root in (self._source_root, *self._module_places):
+            text = sourcetext.read_file(root, file) if root is not None else None
+            if text is not None:
+                return text
+        return None
 
     def parsed(self, file: str) -> SourceFile | None:
         """A source file ready to be asked for conditions and statements, None without its text."""

@@ -39,12 +39,13 @@ def build_module(kernel: KernelVersion, source: Path, progress: Progress | None 
     """Compile one C file as a module of ``kernel``; fetches its headers package first.
 
     Debian's modules of 5.10 were made by gcc 10; the compiler of this machine will do, with a
-    warning in the kernel log. Raises UsageError with the compiler's first error, FeatureError.
+    warning in the kernel log. The source is kept beside the module, where its line table finds it.
+    Raises UsageError with the compiler's first error, FeatureError.
     """
     text = _read(source)
     headers = fetch.get(kernel, ["headers"], progress).headers_dir
     assert headers is not None
-    key = hashlib.sha256(repr((text, kernel.version)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((text, kernel.version, "source kept")).encode()).hexdigest()[:16]
 
     def make(temporary: Path) -> None:
         temporary.mkdir(parents=True)
@@ -71,11 +72,13 @@ def _build_module(kernel: KernelVersion, headers: Path, source: Path, out: Path)
         "CC=gcc",
         # The symbol versions of Debian's build need vmlinux; without BTF the module loads as well.
         "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        f"KCFLAGS=-ffile-prefix-map={work}/=",
         *_without_unknown_flags(),
         "modules",
     ]
     _compile(command, source)
     (work / f"{source.stem}.ko").rename(out / f"{source.stem}.ko")
+    (work / source.name).rename(out / source.name)
     remove(work)
 
 
