@@ -1,4 +1,4 @@
-"""Samples and breakpoints of a processor: perf_event_open(2) by ctypes, no hardware counters needed.
+"""Samples and breakpoints of a processor: perf_event_open(2) by ctypes; no counters needed.
 
 Events belong to a processor, not to the thread that is asked about, and the thread's records are
 picked out: the first event of a thread makes the kernel wait for an RCU grace period

@@ -1,5 +1,6 @@
 """The operations ``threads`` and ``sample``: who burns time, and where."""
 
+import os
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -105,14 +106,16 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
 
     Messages ``samples`` with the header ``{"event": index}`` and raw records; the result has
     ``events``: per event how many records the thread had, how many were lost, or an ``error``;
-    ``before`` and ``after``: the thread, null once it has gone; ``maps`` of its process. An event
-    that the kernel refuses does not spoil the others.
+    ``before`` and ``after``: the thread, null once it has gone; ``maps`` of its process; with
+    ``others``, ``running``: the threads that were runnable both at the start and at the end. An
+    event that the kernel refuses does not spoil the others.
     """
     tid = int(params["tid"])
     wanted = params.get("events") or []
     if len(wanted) > MAX_EVENTS:
         raise AgentError("usage", "over %d events in one request" % MAX_EVENTS)
     before = thread(tid)
+    running = runnable() if params.get("others") else {}
     after: Optional[Dict[str, Any]] = before
     watch = Watch(wanted)
     begun = time.monotonic()
@@ -136,6 +139,7 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
         "events": watch.results,
         "cpus": watch.cpus,
         "maps": _maps(before["pid"]),
+        "running": _still(running, tid),
     }
 
 
@@ -151,3 +155,23 @@ def _maps(pid: int) -> List[str]:
     text = tracefs.read_or("/proc/%d/maps" % pid)
     lines = [line for line in text.splitlines() if "x" in line.split(" ", 2)[1]]
     return lines[:2048]
+
+
+def runnable() -> Dict[int, str]:
+    """The names of all threads in state R but our own, by tid."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            for tid in tree.threads(int(name)):
+                stat = tracefs.read_or("/proc/%d/stat" % tid)
+                comm, _, rest = stat.partition("(")[2].rpartition(")")
+                if rest[1:2] == "R":
+                    found[tid] = comm
+    return found
+
+
+def _still(before: Dict[int, str], tid: int) -> List[Dict[str, Any]]:
+    """Those of ``before`` that are runnable now as well, without the thread ``tid``."""
+    now = runnable() if before else {}
+    both = sorted(set(before) & set(now) - {tid})
+    return [{"tid": other, "comm": before[other]} for other in both]

@@ -95,6 +95,11 @@ def indirect_thunk(name: str) -> str | None:
     return register if register in REGISTERS else ""
 
 
+def is_interrupt_entry(name: str) -> bool:
+    """Whether this symbol is an interrupt's way in (arch/x86/include/asm/idtentry.h)."""
+    return name.startswith(("asm_sysvec_", "asm_common_interrupt", "asm_exc_nmi"))
+
+
 _md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 _md.detail = True
 
@@ -423,6 +428,8 @@ def _aim(item: Insn, insn: capstone.CsInsn, op: capstone.x86.X86Op) -> None:
         item.through = _read(insn, op)
 
 
+_SAMPLED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "flags")
+
 ARCH = Arch(
     name="x86_64",
     registers=tuple(REGISTERS),
@@ -451,4 +458,10 @@ ARCH = Arch(
         **{r: r[1:] if not r[1].isdigit() else r for r in REGISTERS},
         "flags": "flags",
     },
+    # enum perf_event_x86_regs, arch/x86/include/uapi/asm/perf_regs.h
+    sample_registers={
+        **{name: bit for bit, name in enumerate(_SAMPLED)},
+        **{f"r{number}": 8 + number for number in range(8, 16)},
+    },
+    is_interrupt_entry=is_interrupt_entry,
 )

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "fail": "why did this system call fail?",
     "hang": "who waits for what, who holds it, and is it a deadlock?",
     "call": "what does this kernel function return, and why? run offline",
+    "spin": "why does this thread burn a processor?",
     "explain": "a saved case again, offline",
     "case": "show or check a saved case",
     "doctor": "what this target can and cannot do, and what to do about it",

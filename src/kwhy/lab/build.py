@@ -45,7 +45,7 @@ def build_module(kernel: KernelVersion, source: Path, progress: Progress | None 
     text = _read(source)
     headers = fetch.get(kernel, ["headers"], progress).headers_dir
     assert headers is not None
-    key = hashlib.sha256(repr((text, kernel.version, "source kept")).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((text, kernel.version, "source beside")).encode()).hexdigest()[:16]
 
     def make(temporary: Path) -> None:
         temporary.mkdir(parents=True)
@@ -72,7 +72,7 @@ def _build_module(kernel: KernelVersion, headers: Path, source: Path, out: Path)
         "CC=gcc",
         # The symbol versions of Debian's build need vmlinux; without BTF the module loads as well.
         "CONFIG_DEBUG_INFO_BTF_MODULES=",
-        f"KCFLAGS=-ffile-prefix-map={work}/=",
+        f"KCFLAGS=-ffile-prefix-map={work}=",
         *_without_unknown_flags(),
         "modules",
     ]

@@ -36,7 +36,7 @@ struct spin_state {
 static struct spin_state spin_state;
 static struct spin_queue spin_queue;
 
-static noinline unsigned long spin_plain(struct spin_state *state)
+static __attribute__((noipa)) unsigned long spin_plain(struct spin_state *state)
 {
 	unsigned long rounds = 0;
 
@@ -45,7 +45,7 @@ static noinline unsigned long spin_plain(struct spin_state *state)
 	return rounds;
 }
 
-static noinline unsigned long spin_resched(struct spin_state *state)
+static __attribute__((noipa)) unsigned long spin_resched(struct spin_state *state)
 {
 	unsigned long looks = 0;
 
@@ -57,7 +57,7 @@ static noinline unsigned long spin_resched(struct spin_state *state)
 }
 
 /* The two disagree about what is in the queue, and neither can be interrupted. */
-static noinline bool spin_queue_empty(struct spin_queue *queue)
+static __attribute__((noipa)) bool spin_queue_empty(struct spin_queue *queue)
 {
 	unsigned long flags;
 	bool empty;
@@ -69,7 +69,7 @@ static noinline bool spin_queue_empty(struct spin_queue *queue)
 	return empty;
 }
 
-static noinline struct spin_queue *spin_queue_peek(struct spin_queue *queue)
+static __attribute__((noipa)) struct spin_queue *spin_queue_peek(struct spin_queue *queue)
 {
 	struct spin_queue *found;
 	unsigned long flags;
@@ -81,7 +81,7 @@ static noinline struct spin_queue *spin_queue_peek(struct spin_queue *queue)
 	return found;
 }
 
-static noinline unsigned long spin_masked(struct spin_queue *queue)
+static __attribute__((noipa)) unsigned long spin_masked(struct spin_queue *queue)
 {
 	unsigned long seen = 0;
 
@@ -106,14 +106,14 @@ static int spin_holder(void *data)
 	return 0;
 }
 
-static noinline void spin_lock_dead(struct spin_state *state)
+static __attribute__((noipa)) void spin_lock_dead(struct spin_state *state)
 {
 	spin_lock(&state->lock);
 	state->taken++;
 	spin_unlock(&state->lock);
 }
 
-static noinline long spin_circle(struct list_head *items)
+static __attribute__((noipa)) long spin_circle(struct list_head *items)
 {
 	struct spin_item *item;
 	long sum = 0;
@@ -123,13 +123,13 @@ static noinline long spin_circle(struct list_head *items)
 	return sum;
 }
 
-static noinline long spin_slow_step(struct spin_state *state, unsigned long number)
+static __attribute__((noipa)) long spin_slow_step(struct spin_state *state, unsigned long number)
 {
 	udelay(50);
 	return READ_ONCE(state->done) + number;
 }
 
-static noinline long spin_slow(struct spin_state *state, unsigned long todo)
+static __attribute__((noipa)) long spin_slow(struct spin_state *state, unsigned long todo)
 {
 	unsigned long number;
 	long sum = 0;
