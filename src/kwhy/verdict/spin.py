@@ -7,7 +7,7 @@ from kwhy.verdict import common
 from kwhy.verdict.common import ADDED, JSON, SCHEMA, Confidence, Evidence, KernelId
 
 State = Literal[
-    "endless", "slow", "looping", "lock", "interrupts", "busy", "user", "asleep", "ended", "unknown"
+    "endless", "slow", "looping", "lock", "interrupts", "busy", "user", "asleep", "unknown"
 ]
 """What the thread does.
 
@@ -19,7 +19,6 @@ interrupts  interrupts take its time, not its own code
 busy        it goes to the kernel and comes back, again and again
 user        it burns time outside of the kernel
 asleep      it does not run
-ended       it went away while it was watched
 unknown     it runs, but cannot be seen
 """
 
