@@ -38,6 +38,8 @@ class Arch:
     probe_registers: dict[str, str]
     sample_registers: dict[str, int]
     is_interrupt_entry: Callable[[str], bool]
+    reads: Callable[[bytes, int], set[str]]
+    """The registers that one instruction (bytes, address) reads, also if it has no model."""
 
 
 def of(name: str) -> Arch:

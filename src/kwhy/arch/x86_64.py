@@ -272,7 +272,8 @@ def _arith(insn: capstone.CsInsn, m: str) -> tuple[tuple[Effect, ...], tuple[Eff
         size = ops[0].size
         a, b = _read(insn, ops[0]), _read(insn, ops[1])
         if ops[0].type == x86.X86_OP_MEM and ops[1].type != x86.X86_OP_IMM:
-            return (_no_flags(),), (), ""
+            # The bit may lie in another word than the one that is addressed.
+            return (_no_flags(), ("bittest", size, _address(insn, ops[0]), b)), (), ""
         return (("flags", "bit", size, a, b),), (), ""
     if m in ("btr", "bts", "btc") and n == 2:
         size = ops[0].size
@@ -379,6 +380,17 @@ def decode(code: bytes, address: int) -> list[Insn]:
     return out
 
 
+def reads(code: bytes, address: int) -> set[str]:
+    """The registers that the instruction at the start of ``code`` reads."""
+    out: set[str] = set()
+    for insn in _md.disasm(code, address, 1):
+        for reg in insn.regs_access()[0]:
+            sub = _register(reg)
+            if sub:
+                out.add(sub[0])
+    return out - {"rsp"}
+
+
 _WINDOW = 96  # bytes: capstone decodes all it is given before it hands out the first instruction
 
 
@@ -464,4 +476,5 @@ ARCH = Arch(
         **{f"r{number}": 8 + number for number in range(8, 16)},
     },
     is_interrupt_entry=is_interrupt_entry,
+    reads=reads,
 )

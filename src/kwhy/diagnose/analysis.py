@@ -79,7 +79,8 @@ def _tracer(
         if site.condition.kind != "if" or decision.kind != "branch":
             return False
         other_way = instead(function, node, decision)
-        return not held(kernel, site, decision, following(node, decision), other_way)
+        after = [n.segment.start for n in following(node, decision)]
+        return not held(kernel, site, decision, after, other_way)
 
     return Tracer(
         code,

@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kwhy import arch as architectures
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
+from kwhy.diagnose.executed import conditions, trace
 from kwhy.diagnose.words import errno_of, number
 from kwhy.emulate.call import Caller, Outcome, Passed
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
+from kwhy.emulate.slice import decided
+from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel
 from kwhy.verdict import Evidence as Account
 from kwhy.verdict import KernelId
@@ -58,6 +62,9 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
         summary = f"{call} returns nothing (void)"
     else:
         summary = f"{call} returns {ret.value}" + (f", {ret.text}" if ret.text else "")
+    history = None
+    if question.why or question.trace:
+        history = outcome.history(Code(kernel, architectures.of(kernel.arch)))
     notes = [OFFLINE, *scene.notes, *kernel.notes]
     return CallVerdict(
         summary=summary,
@@ -72,7 +79,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
             pid=question.task,
         ),
         ret=ret,
-        because=(),
+        because=conditions(kernel, history, decided(history)) if question.why and history else (),
         executed=Executed(
             instructions=outcome.instructions,
             pages=outcome.pages,
@@ -83,6 +90,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
         ),
         outs=tuple(_out(kernel, out.name, out.object) for out in outcome.outs),
         writes=_writes(caller, outcome),
+        trace=trace(kernel, history) if question.trace and history else (),
     )
 
 

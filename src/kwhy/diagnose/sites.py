@@ -100,25 +100,40 @@ def instead(function: Function, node: Node, decision: Decision, count: int = 4) 
 
 
 def held(
-    kernel: Kernel, site: Site, decision: Decision, after: list[Node], other_way: list[int]
+    kernel: Kernel, site: Site, decision: Decision, after: list[int], other_way: list[int]
 ) -> bool:
-    """Whether the source condition was true when the branch went as it did.
+    """Whether the source condition was true when the branch went as it did; if unsure, True.
 
-    The comparison itself tells where source and machine compare alike; else the lines do that ran
-    next, or that would have run had it gone the other way.
+    See :func:`truth`.
+    """
+    if site.condition is None:
+        return decision.taken
+    found = truth(kernel, site, decision, after, other_way)
+    return True if found is None else found
+
+
+def truth(
+    kernel: Kernel, site: Site, decision: Decision, after: list[int], other_way: list[int]
+) -> bool | None:
+    """Whether the source condition was true when the branch went so; None when it is not clear.
+
+    ``after`` are addresses that ran next, ``other_way`` those that would have had it gone the other
+    way. The comparison itself tells where source and machine compare alike; else those lines do.
     """
     condition = site.condition
     if condition is None:
-        return decision.taken
-    truth = _by_polarity(condition, decision)
-    if truth is None:
-        truth = _by_lines(kernel, site, condition, [n.segment.start for n in after])
-    if truth is None:
+        return None
+    found = _by_polarity(condition, decision)
+    if found is None:
+        found = _by_lines(kernel, site, condition, after)
+    if found is None:
         other = _by_lines(kernel, site, condition, other_way)
-        truth = None if other is None else not other
-    return True if truth is None else truth
+        found = None if other is None else not other
+    return found
 
 
+# A macro such as RB_WARN_ON(buffer, !head): what the machine compares is negated inside.
+_NEGATING = re.compile(r"[A-Z][A-Z0-9_]*\(.*!")
 _WRAPPED = re.compile(r"(?:data_race|READ_ONCE|likely|unlikely|WARN_ON(?:_ONCE)?|)\((.*)\)$")
 
 
@@ -146,7 +161,7 @@ def _by_polarity(condition: SourceCondition, decision: Decision) -> bool | None:
     negated = negated != flipped
     if re.match(r"IS_ERR(_VALUE)?\(", core):
         truth = {"ugt": True, "uge": True, "ult": False, "ule": False}.get(op)
-    elif "?" in core or "&&" in core or "||" in core:
+    elif "?" in core or "&&" in core or "||" in core or _NEGATING.match(core):
         return None
     else:
         found = _COMPARISON.search(_outside(core))

@@ -14,10 +14,12 @@ from kwhy.arch import x86_64_emulation as machine_arch
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.expression import Argument, Call, ExpressionError, Names, Out, Text, parse_call
 from kwhy.emulate.ground import Ground
+from kwhy.emulate.history import History
 from kwhy.emulate.machine import MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import KwhyError, UsageError
+from kwhy.flow.cfg import Code
 from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.program import open_program
@@ -67,6 +69,12 @@ class Outcome:
     def returned(self) -> bool:
         """Whether the function came to its end."""
         return self.end.kind == "returned"
+
+    def history(self, code: Code) -> History:
+        """The run again with terms; it needs a run in detail."""
+        machine = self.scene.machine
+        result = machine.get(machine_arch.RESULT) if self.returned else None
+        return History(code, machine.track, self.scene.instruction, result)
 
 
 class Caller:

@@ -237,7 +237,7 @@ class KernelScene:
         if here & -PAGE == address & -PAGE and here == address:
             return End("fault", here, f"it would jump to {address:#x}: {why}")
         verb = "write" if write else "read"
-        used = arch.accessed(self.memory.read(here, _INSTRUCTION), here, machine.get)
+        used = arch.accessed(self.instruction(here, _INSTRUCTION), here, machine.get)
         exact = next((a for a in used if a & -PAGE == address & -PAGE), address)
         return End("fault", here, f"it would {verb} at {exact:#x}: {why}")
 
@@ -286,6 +286,14 @@ class KernelScene:
         machine.set(arch.STACK, stack)
         machine.set(arch.FLAGS, arch.ENABLED_FLAGS)
         return machine.run(function, RETURN, limit)
+
+    def instruction(self, address: int, size: int) -> bytes:
+        """Up to ``size`` bytes of code; fewer where the next page cannot be had."""
+        room = PAGE - address % PAGE
+        try:
+            return self.memory.read(address, size)
+        except MissingMemory:
+            return self.memory.read(address, min(size, room))
 
     def where(self, address: int) -> str:
         """``function+0x1b`` of an address."""

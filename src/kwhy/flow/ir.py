@@ -19,6 +19,7 @@ Effects
     ``("store", address, size, expression)``
     ``("flags", kind, size, a, b)``          kind: cmp test add logic result bit unknown
     ``("forget", registers)``
+    ``("bittest", size, address, index)``    flags told by a bit of memory, counted from an address
 
 Conditions are named eq ne ult uge ule ugt slt sge sle sgt neg pos and others (never decided).
 """
