@@ -128,8 +128,8 @@ class History:
                 return (inner + term[2]) & _MASK
             if tag == "sext":
                 return signed(inner, term[1]) & _MASK
-            changed = {"low": inner, "neg": -inner, "not": ~inner}[tag]
-            return changed & mask(term[1])
+            changed = {"low": inner, "neg": -inner, "not": ~inner}[tag] & mask(term[1])
+            return int(changed)
         if tag == "join":
             new, old = self.value(term[2]), self.value(term[3])
             keep = _MASK ^ mask(term[1])
