@@ -7,8 +7,8 @@ from kwhy.arch import Arch
 from kwhy.diagnose.sites import Site, held, locate
 from kwhy.diagnose.spin_loop import Watched, never_taken, result_size, result_values
 from kwhy.flow.cfg import Code, Function, Segment
-from kwhy.flow.explore import Decision, Node
-from kwhy.flow.state import Condition, State
+from kwhy.flow.explore import Decision
+from kwhy.flow.state import Condition
 from kwhy.kernel.model import Kernel
 from kwhy.verdict.spin import Branch, CalleeResult, LoopLine, SourceLines
 
@@ -53,12 +53,11 @@ def truth(kernel: Kernel, function: Function, segment: Segment, taken: bool, sit
     decision = Decision(
         segment.last.address, "branch", taken, _compared(segment), segment.target or 0
     )
-    nowhere = State(0, {}, {}, {})
     there, other = segment.target, segment.next
     if not taken:
         there, other = other, there
-    after = [Node(each, 0, nowhere) for each in _way(function, there)]
-    return held(kernel, site, decision, after, [each.start for each in _way(function, other)])
+    after, instead = ([each.start for each in _way(function, way)] for way in (there, other))
+    return held(kernel, site, decision, after, instead)
 
 
 def branches(kernel: Kernel, watched: Watched) -> list[Branch]:

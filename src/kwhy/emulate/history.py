@@ -125,9 +125,9 @@ class History:
             if inner is None:
                 return None
             if tag == "add":
-                return (inner + term[2]) & _MASK
+                return (inner + int(term[2])) & _MASK
             if tag == "sext":
-                return signed(inner, term[1]) & _MASK
+                return int(signed(inner, term[1])) & _MASK
             changed = {"low": inner, "neg": -inner, "not": ~inner}[tag] & mask(term[1])
             return int(changed)
         if tag == "join":
