@@ -108,6 +108,12 @@ def test_the_report_live_dumped_and_saved(tmp_path: Path) -> None:
     assert headline == answer.verdict["summary"]
     assert "observed" == answer.verdict["confidence"]
     assert f'"{FILE}"' == next(t for t in answer.tasks.values() if t["comm"] == "rm")["decoded"][0]
+    taken = {
+        (w["object"], answer.name(t["tid"]), t["function"])
+        for w in answer.verdict["waits"]
+        for t in w.get("taken", ())
+    }
+    assert {(FILE, "ruby", "hang_truncate"), ("", "ruby2", "hang_splice_write")} == taken
     saved = kwhy("explain", str(tmp_path / "it.kwhy"), "--json")
     assert live.verdict == saved.verdict
     dumped = kwhy("hang", "--core", str(core), "--json")

@@ -79,15 +79,17 @@ def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[i
         bar = ("  |     ", "blue")
         if task and task.syscall:
             page.raw(bar, (f"in {_call(task)}{_since(task)}", ""))
-        for taken in (t for w in waits.values() for t in w.taken if t.tid == tid):
-            place = words.place(taken.file, taken.line)
-            page.raw(bar, (f"took its lock in {taken.function}() {place}", ""))
+        for held in waits.values():
+            for taken in (t for t in held.taken if t.tid == tid):
+                place = words.place(taken.file, taken.line)
+                where = f"in {taken.function}()" + (f", {place}" if place else "")
+                _barred(page, bar, f"took {_lock(held)} {where}")
         if wait is not None:
             _barred(page, bar, f"waits for {_lock(wait)},")
-            held = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
+            by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
             if wait.behind and set(tids) & set(wait.behind):
-                held = "queued behind"
-            page.raw(bar, (held, ""))
+                by = "queued behind"
+            page.raw(bar, (by, ""))
     page.write(("  +-- ", "blue"), (_who(tids[0], tasks), "bold"))
 
 

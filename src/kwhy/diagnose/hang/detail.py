@@ -1,13 +1,20 @@
 """What is told of one task: its system call in words, its stack with source lines, how long."""
 
+from dataclasses import replace
+
 from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.arguments import Arguments
 from kwhy.diagnose.hang.objects import Objects
 from kwhy.diagnose.hang.stacks import Frame as Call
+from kwhy.diagnose.hang.stacks import Stack
 from kwhy.diagnose.hang.survey import Survey
 from kwhy.diagnose.hang.tasks import Task as Seen
 from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS
 from kwhy.kernel.model import Kernel
-from kwhy.verdict.hang import Frame, Task
+from kwhy.verdict.hang import Frame, Taken, Task
+
+MAX_ARGUMENTS = 500
+"""Tasks whose frames' arguments are recovered; beyond, frames alone must do."""
 
 
 class Detail:
@@ -17,6 +24,8 @@ class Detail:
         self._kernel, self._seen = kernel, seen
         self._objects = Objects(seen.memory, seen.tasks, seen.user)
         self._frames: dict[tuple[int, bool], Frame] = {}
+        self._arguments = Arguments(kernel)
+        self._told = 0
 
     def task(self, task: Seen, waits_for: int | None) -> Task:
         """``task`` as the answer shows it; one that runs has no stack to show."""
@@ -30,10 +39,24 @@ class Detail:
             syscall=call[0] if call else None,
             args=tuple(f"{value:#x}" for value in call[1]) if call else (),
             seconds=since // 10**9 if 0 <= since and task.seen and not task.on_cpu else None,
-            stack=tuple(self._frame(frame) for frame in stack.frames) if stack else (),
+            stack=self._stack(stack) if stack else (),
             waits_for=waits_for,
             pid=task.tgid,
             decoded=self._decoded(task, *call) if call else (),
+        )
+
+    def taken(self, task: Seen, locks: list[int]) -> dict[int, Taken]:
+        """Where ``task`` took each of ``locks``, by address."""
+        stack = self._seen.stacks.get(task.address)
+        return self._arguments.taken(stack, locks) if stack else {}
+
+    def _stack(self, stack: Stack) -> tuple[Frame, ...]:
+        self._told += 1
+        if self._told > MAX_ARGUMENTS:
+            return tuple(self._frame(frame) for frame in stack.frames)
+        return tuple(
+            replace(self._frame(frame), args=self._arguments.frame(stack, number))
+            for number, frame in enumerate(stack.frames)
         )
 
     def _decoded(self, task: Seen, name: str, values: tuple[int, ...]) -> tuple[str, ...]:

@@ -105,8 +105,8 @@ class _Answer:
     def verdict(self) -> Verdict:
         waits_graph = graph.build(self.claims, self.asked)
         shown = self._shown(waits_graph)
-        waits, of_task = self._waits(shown)
         detail = Detail(self.kernel, self.seen)
+        waits, of_task = self._waits(shown, detail)
         tasks = tuple(detail.task(self.seen.task(a), of_task.get(a)) for a in shown[:MAX_SHOWN])
         roots = self._roots(waits_graph, waits, of_task)
         cycles = tuple(self._ring(c) for c in waits_graph.cycles if set(c) & set(shown))
@@ -168,7 +168,7 @@ class _Answer:
                     queue.append(other)
         return sorted(found, key=lambda a: self._task(a).tid)
 
-    def _waits(self, shown: list[int]) -> tuple[tuple[Wait, ...], dict[int, int]]:
+    def _waits(self, shown: list[int], detail: Detail) -> tuple[tuple[Wait, ...], dict[int, int]]:
         """Waits numbered in the order of their first waiter; those of all waiters, asked or not."""
         groups: dict[tuple[object, ...], list[Claim]] = {}
         for address in shown:
@@ -177,6 +177,11 @@ class _Answer:
                 key = (claim.kind, claim.address or claim.function, claim.owners, claim.extra)
                 groups.setdefault(key, []).append(claim)
         names = Objects(self.seen.memory, self.seen.tasks, self.seen.user)
+        owned: dict[int, list[int]] = {}
+        for claims in groups.values():
+            for owner in claims[0].owners:
+                owned.setdefault(owner, []).append(claims[0].address)
+        taken = {owner: detail.taken(self._task(owner), locks) for owner, locks in owned.items()}
         waits, of_task = [], {}
         for number, claims in enumerate(groups.values()):
             first = claims[0]
@@ -196,6 +201,11 @@ class _Answer:
                     candidates=self._tids(first.candidates),
                     behind=self._tids(dict.fromkeys(b for c in claims for b in c.behind)),
                     note=first.note or None,
+                    taken=tuple(
+                        taken[owner][first.address]
+                        for owner in first.owners
+                        if first.address in taken[owner]
+                    ),
                 )
             )
             of_task.update({claim.task: number for claim in claims})
