@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "call", metavar="'FUNC(ARG, ...)'", nargs="?", help="C-like: variables, fields, casts, &x"
     )
+    parser.add_argument(
+        "--syscall", metavar="'NAME(ARG, ...)'", help="a dry run of a system call, as --task"
+    )
     parser.add_argument("--why", action="store_true", help="tell which branches and values decided")
     parser.add_argument("--trace", action="store_true", help="list what was executed")
     parser.add_argument("--cpu", metavar="N", type=int, help="as if on this CPU (0)")
@@ -32,12 +35,17 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("kwhy call runs nothing on the target: leave --put out")
     if args.html is not None:
         raise UsageError("--html is not built yet; use --json or --save")
-    if args.call is None and args.case is None:
+    if args.call is None and args.syscall is None and args.case is None:
         raise UsageError("say what to call: kwhy call TARGET 'FUNC(ARG, ...)'")
+    if args.call is not None and args.syscall is not None:
+        raise UsageError("a function or --syscall, not both")
+    if args.syscall is not None and args.task is None and args.case is None:
+        raise UsageError("--syscall needs a task to make the call: --task PID")
     with open_evidence(args) as evidence:
         asked = {
             "verb": "call",
-            "call": args.call,
+            "call": args.call or args.syscall,
+            "syscall": args.syscall is not None,
             "cpu": args.cpu,
             "task": args.task,
             "why": args.why,
@@ -78,7 +86,8 @@ def _question(asked: dict[str, Any]) -> Any:
         raise InputError("the case was not made by kwhy call: say what to call")
     if not isinstance(cpu, int) or not (task is None or isinstance(task, int)):
         raise InputError("the case's question is damaged: --cpu and --task are no numbers")
-    return Question(text, cpu, task, bool(asked.get("why")), bool(asked.get("trace")))
+    flags = {name: bool(asked.get(name)) for name in ("syscall", "why", "trace")}
+    return Question(text, cpu=cpu, task=task, **flags)
 
 
 def _place(text: str) -> str | Path:

@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kwhy import arch as architectures
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.diagnose.executed import conditions, trace
 from kwhy.diagnose.words import errno_of, number
 from kwhy.emulate.call import Caller, Outcome, Passed
-from kwhy.emulate.ground import Ground
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
 from kwhy.emulate.slice import decided
+from kwhy.emulate.syscall import dry_run
 from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel
 from kwhy.verdict import Evidence as Account
@@ -25,9 +24,13 @@ OFFLINE = "executed offline, on copies of the target's memory: nothing ran on th
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``text`` is ``FUNC(ARG, ...)``; ``task`` a process number, None for the CPU's own task."""
+    """``text`` is ``FUNC(ARG, ...)``, of a system call with ``syscall``.
+
+    ``task`` is a process number, None for the CPU's own task.
+    """
 
     text: str
+    syscall: bool = False
     cpu: int = 0
     task: int | None = None
     why: bool = False
@@ -43,19 +46,29 @@ def explain(
     that cannot be made.
     """
     caller = Caller(kernel, question.cpu, question.task)
-    outcome = caller.call(question.text, detail=question.why or question.trace)
+    outcome = _run(caller, question)
     verdict = _verdict(caller, question, outcome)
     fresh = again()
     if fresh is not None:
-        verdict = _compared(verdict, caller, outcome, fresh)
+        verdict = _compared(verdict, caller, question, outcome, fresh)
     return verdict
+
+
+def _run(caller: Caller, question: Question) -> Outcome:
+    detail = question.why or question.trace
+    if question.syscall:
+        return dry_run(caller, question.text, detail=detail)
+    return caller.call(question.text, detail=detail)
 
 
 def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdict:
     kernel, scene = caller.kernel, outcome.scene
     ret = shown(kernel, outcome.result) if outcome.result is not None else None
+    if ret is not None and question.syscall:
+        ret = replace(ret, text=errno_of(int(ret.value)))
     name = outcome.function.name
-    call = f"{name}({', '.join(p.text for p in outcome.arguments)})"
+    syscall = question.text.partition("(")[0].strip() if question.syscall else None
+    call = f"{syscall or name}({', '.join(p.text for p in outcome.arguments)})"
     if not outcome.returned:
         summary = f"{call} does not return: {outcome.end.reason}"
     elif ret is None:
@@ -64,7 +77,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
         summary = f"{call} returns {ret.value}" + (f", {ret.text}" if ret.text else "")
     history = None
     if question.why or question.trace:
-        history = outcome.history(Code(kernel, architectures.of(kernel.arch)))
+        history = outcome.history(Code(kernel, caller.arch))
     notes = [OFFLINE, *scene.notes, *kernel.notes]
     return CallVerdict(
         summary=summary,
@@ -77,6 +90,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
             values=tuple(f"{p.value:#x}" for p in outcome.arguments),
             cpu=question.cpu,
             pid=question.task,
+            syscall=syscall,
         ),
         ret=ret,
         because=conditions(kernel, history, decided(history)) if question.why and history else (),
@@ -112,7 +126,11 @@ def shown(kernel: Kernel, value: Any) -> Value:
         integer = int(value.value_())
         meaning = errno_of(integer) if integer < -1 and kind.is_signed else None
         return Value(value=str(integer), type=name, text=meaning)
-    return Value(value=value.format_(type_name=False, dereference=False), type=name)
+    text = value.format_(
+        type_name=False, dereference=False, member_type_names=False, members_same_line=True,
+        element_type_names=False, elements_same_line=True, implicit_elements=False,
+    )  # fmt: skip
+    return Value(value=text, type=name)
 
 
 def _pointer(kernel: Kernel, value: Any, address: int) -> str | None:
@@ -241,7 +259,7 @@ def _name(
 
 
 def _compared(
-    verdict: CallVerdict, caller: Caller, outcome: Outcome, fresh: Evidence
+    verdict: CallVerdict, caller: Caller, question: Question, outcome: Outcome, fresh: Evidence
 ) -> CallVerdict:
     """Read the touched pages of a live target again; run again on them when some are others."""
     touched = sorted(outcome.scene.memory.loaded)
@@ -252,10 +270,7 @@ def _compared(
     if not changed:
         note = f"{len(touched)} pages were read twice and were the same"
         return _noted(verdict, note)
-    ground = Ground(caller.kernel, fresh)
-    scene = KernelScene(ground, caller.cpu, outcome.scene.task)
-    ret = outcome.result.type_ if outcome.result is not None else None
-    other = caller.enter(scene, outcome.function, outcome.arguments, ret)
+    other = _run(caller.on(fresh), question)
     second = shown(caller.kernel, other.result) if other.result is not None else None
     told = f"{len(changed)} of {len(touched)} pages changed between two readings"
     same = other.end == outcome.end and second == verdict.ret

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from kwhy.diagnose.sites import led_to, locate, truth
-from kwhy.diagnose.words import Words, oriented, readable
+from kwhy.diagnose.words import Words, number, oriented, readable
 from kwhy.emulate.history import Branch, History
 from kwhy.flow.explore import Decision
 from kwhy.flow.terms import Term, mask
@@ -51,7 +51,10 @@ def condition(kernel: Kernel, words: Words, history: History, branch: Branch) ->
     after = _following(history, branch.step)
     insn = history.insn(branch.step)
     other_way = [insn.end if branch.taken else branch.target] if insn else []
-    true = truth(kernel, site, decision, after, other_way)
+    frames = kernel.frames(branch.address)
+    # What an inlined predicate compares may be the reverse of what the condition asks.
+    same = bool(frames) and frames[0].function == site.function
+    true = truth(kernel, site, decision, after, other_way, same=same)
     source = site.condition if true is not None else None
     statement = led_to(kernel, site, true) if true is not None else None
     return Condition(
@@ -98,9 +101,9 @@ def operands(words: Words, history: History, branch: Branch) -> tuple[Operand, .
         text, kind = words.name(term)
         value = history.value(term)
         if readable(text) and value is not None:
-            shown = words.value(value & mask(size), kind, size)
-            if kind is None and shown.startswith("-0x"):
-                shown = f"{value & mask(size):#x}"
+            shown = number(value & mask(size))
+            if kind is not None or _source(term) == "executed":
+                shown = words.value(value & mask(size), kind, size)
             out.append(Operand(expr=text, value=shown, source=_source(term)))
     return tuple(out)
 

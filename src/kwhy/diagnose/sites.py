@@ -113,17 +113,24 @@ def held(
 
 
 def truth(
-    kernel: Kernel, site: Site, decision: Decision, after: list[int], other_way: list[int]
+    kernel: Kernel,
+    site: Site,
+    decision: Decision,
+    after: list[int],
+    other_way: list[int],
+    *,
+    same: bool = True,
 ) -> bool | None:
     """Whether the source condition was true when the branch went so; None when it is not clear.
 
     ``after`` are addresses that ran next, ``other_way`` those that would have had it gone the other
-    way. The comparison itself tells where source and machine compare alike; else those lines do.
+    way. The comparison itself tells where source and machine compare alike (never, unless
+    ``same``); else those lines do.
     """
     condition = site.condition
     if condition is None:
         return None
-    found = _by_polarity(condition, decision)
+    found = _by_polarity(condition, decision) if same else None
     if found is None:
         found = _by_lines(kernel, site, condition, after)
     if found is None:

@@ -4,6 +4,7 @@
 :class:`Outcome`: the typed result, what the code wrote, what it left out, and where it stopped.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 
 from kwhy import arch as architectures
 from kwhy.arch import x86_64_emulation as machine_arch
-from kwhy.case.evidence import MissingMemory
+from kwhy.case.evidence import Evidence, MissingMemory
 from kwhy.emulate.expression import Argument, Call, ExpressionError, Names, Out, Text, parse_call
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.history import History
@@ -82,11 +83,18 @@ class Caller:
 
     def __init__(self, kernel: Kernel, cpu: int = 0, task: int | None = None) -> None:
         self.kernel = kernel
+        self.arch = architectures.of(kernel.arch)
         self.ground = Ground(kernel)
         self.cpu = cpu
         self.program = open_program(kernel)
         self.task = None if task is None else self.find_task(task)
         self._check()
+
+    def on(self, memory: Evidence) -> "Caller":
+        """The same kernel, CPU and task with another reading of the memory."""
+        other = copy.copy(self)
+        other.ground = Ground(self.kernel, memory)
+        return other
 
     # -- tasks -------------------------------------------------------------------------------------
 
@@ -299,7 +307,7 @@ class Caller:
 
     def instructions(self, scene: KernelScene) -> int:
         """How many instructions a scene's run took."""
-        decode = architectures.of(self.kernel.arch).decode
+        decode = self.arch.decode
         total = 0
         for block in scene.machine.track.blocks:
             length = self._lengths.get(block)

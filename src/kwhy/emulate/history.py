@@ -33,6 +33,7 @@ class Called:
 class Frame:
     """One activation of a function. ``entry_stack`` points to its return address.
 
+    ``inputs`` and ``made_by`` are the registers at its entry and the steps that had made them.
     ``by``: the step of the call (or jump, for a tail call) that began it; ``result`` is the
     returned value once it came back, ``result_term`` and ``result_step`` how it was made.
     """
@@ -45,6 +46,7 @@ class Frame:
     entry_stack: int
     tail: bool
     inputs: dict[str, int]
+    made_by: dict[str, int]
     registers: dict[str, Term] = field(default_factory=dict)
     calls: list[Called] = field(default_factory=list)
     result: int | None = None
@@ -77,8 +79,9 @@ class _Words:
 class History:
     """The frames and branches of one tracked run; for each step what its values depend on.
 
-    ``values`` maps a term to its concrete value, ``data[i]`` and ``places[i]`` are the steps that
-    made the values, respectively the addresses, which step ``i`` used.
+    ``values`` maps a term to its concrete value. ``data[i]`` are the steps that made the values
+    which step ``i`` used, ``places[i]`` those that made its addresses, ``asked[i]`` the comparison
+    that a branch or conditional move asked.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class History:
         self.frame_at: list[int] = []
         self.branches: dict[int, Branch] = {}
         self.data: list[tuple[int, ...]] = []
+        self.asked: list[tuple[int, ...]] = []
         self.places: list[tuple[int, ...]] = []
         self.values: dict[Any, int] = {}
         self._stack: list[Frame] = []
@@ -163,6 +167,7 @@ class History:
             insn = self._decoded(address)
             self.frame_at.append(self._stack[-1].number)
             if insn is None:
+                self.asked.append(())
                 self.data.append(())
                 self.places.append(())
             else:
@@ -225,7 +230,10 @@ class History:
         number = len(self.all_frames)
         above = parent.number if parent else None
         name = self.code.name(address)
-        frame = Frame(number, address, name, above, step - 1, stack, tail, dict(registers))
+        frame = Frame(
+            number, address, name, above, step - 1, stack, tail, dict(registers),
+            dict(self._defined),
+        )  # fmt: skip
         if parent is not None:
             parent.calls.append(Called(address, number))
         self.all_frames.append(frame)
@@ -237,7 +245,16 @@ class History:
         frame.result_step = self._defined.get(self.arch.result)
 
     def _return_to(self, frame: Frame, callee: Frame, registers: dict[str, int]) -> None:
-        """The caller's registers after a call: what the callee changed is its doing."""
+        """The caller's registers after a call: what the callee changed is its doing.
+
+        What it saved and restored was made where it was made before.
+        """
+        outer = self.all_frames[frame.calls[-1].frame] if frame.calls else callee
+        for name in self.arch.registers:
+            if name not in self.arch.clobbered:
+                self._defined.pop(name, None)
+                if name in outer.made_by:
+                    self._defined[name] = outer.made_by[name]
         for name in self.arch.clobbered:
             term = callee.registers.get(name)
             if term is None or term == sym("init", callee.number, name):
@@ -290,8 +307,9 @@ class History:
         values, places = _used(insn, self.arch)
         if any(effect[0] == "forget" for effect in insn.effects):
             values |= self.arch.reads(self._read(insn.address, insn.size), insn.address)
-        if insn.kind in ("branch", "select"):
-            values.add("flags")
+        flags = self._defined.get("flags")
+        asks = insn.kind in ("branch", "select") and flags is not None
+        self.asked.append((flags,) if asks and flags is not None else ())
         data = {self._defined[name] for name in values if name in self._defined}
         for read in reads:
             if insn.kind in ("return", "call"):

@@ -82,6 +82,21 @@ class KernelScene:
         """Where a called function's stack begins: below the saved registers."""
         return STACK + arch.STACK_SIZE - _TOP_COPY
 
+    @cached_property
+    def saved_registers(self) -> int:
+        """Where the registers of the user program are saved: struct pt_regs at the stack's top.
+
+        A kernel that knows FRED leaves room above (14619d912b65 "x86/fred: FRED entry/exit and
+        dispatch code", 6.9).
+        """
+        room = 16 if self.kernel.symbols.address("asm_fred_entrypoint_user") else 0
+        return STACK + arch.STACK_SIZE - room - arch.PT_REGS_SIZE
+
+    def maps(self, address: int) -> bool:
+        """Whether the task maps a user address now."""
+        table = self._user_table
+        return table is not None and self.ground.user_mapping(table, address) is not None
+
     def word(self, address: int) -> int:
         """Eight bytes of memory as the code would read them now."""
         return int.from_bytes(self.memory.read(address, 8), "little")

@@ -13,74 +13,79 @@ import networkx as nx
 
 from kwhy.emulate.history import Frame, History
 from kwhy.errors import FATAL
-from kwhy.flow.cfg import Code, Function
+from kwhy.flow.cfg import NORETURN, Code, Function
 
 MAX_SLICE = 50_000
 _EXIT = -1
 
 
-def decided(history: History, *, addresses: bool = False) -> list[int]:
+def decided(history: History, *, deep: bool = False, addresses: bool = False) -> list[int]:
     """The branch steps behind the outermost function's result, in the order they ran.
 
-    Of a run that did not return: those behind its getting to where it stopped. ``addresses``
-    follows also the values that only formed addresses.
+    Of a run that did not return: those behind its getting to where it stopped. ``deep`` adds the
+    branches behind the values that those compared, and so on; ``addresses`` follows also the values
+    that only formed addresses.
     """
     if not history.steps:
         return []
     slicer = _Slicer(history, addresses)
     first = history.all_frames[0]
-    last = len(history.steps) - 1
-    if first.result is not None:
-        slicer.want_result(first)
-    slicer.want_control(last)
-    return slicer.branches()
+    if first.result is not None and first.result_step is not None:
+        slicer.follow(first.result_step)
+    else:
+        slicer.control(len(history.steps) - 1)
+    if deep:
+        slicer.deepen()
+    return sorted(slicer.found)
 
 
 class _Slicer:
     def __init__(self, history: History, addresses: bool) -> None:
         self.history = history
         self.addresses = addresses
-        self._todo: list[int] = []
+        self.found: set[int] = set()
         self._done: set[int] = set()
-        self._found: set[int] = set()
         self._by_frame: dict[int, list[int]] = {}
         for step in history.branches:
             self._by_frame.setdefault(history.frame_at[step], []).append(step)
-        self._segment_of: dict[int, dict[int, int]] = {}
 
-    def want_result(self, frame: Frame) -> None:
-        if frame.result_step is not None:
-            self._todo.append(frame.result_step)
-
-    def want_control(self, step: int) -> None:
-        """What decided that this step ran, in its frame and in those around it."""
-        history = self.history
-        number: int | None = history.frame_at[step]
-        while number is not None:
-            frame = history.all_frames[number]
-            branch = self._controlling(frame, step)
-            if branch is not None and branch not in self._found:
-                self._found.add(branch)
-                self._todo.append(branch)
-            if branch is not None:
-                step = branch
-                continue
-            number, step = frame.parent, frame.by
-
-    def branches(self) -> list[int]:
-        while self._todo and len(self._done) < MAX_SLICE:
-            step = self._todo.pop()
+    def follow(self, step: int) -> None:
+        """The steps whose values flow into that of ``step``, and what decided that they ran."""
+        history, todo = self.history, [step]
+        while todo and len(self._done) < MAX_SLICE:
+            step = todo.pop()
             if step in self._done or step < 0:
                 continue
             self._done.add(step)
-            history = self.history
             if step in history.branches:
-                self._found.add(step)
-            self._todo += history.data[step]
+                self.found.add(step)
+            todo += history.data[step]
             if self.addresses:
-                self._todo += history.places[step]
-            self.want_control(step)
-        return sorted(self._found)
+                todo += history.places[step]
+            self.control(step)
+
+    def control(self, step: int) -> None:
+        """What decided that ``step`` ran, in its frame and in those around it."""
+        number: int | None = self.history.frame_at[step]
+        while number is not None:
+            frame = self.history.all_frames[number]
+            branch = self._controlling(frame, step)
+            if branch is None:
+                number, step = frame.parent, frame.by
+                continue
+            if branch in self.found:
+                return
+            self.found.add(branch)
+            step = branch
+
+    def deepen(self) -> None:
+        """The same for what the found branches compared, until nothing is added."""
+        asked: set[int] = set()
+        while new := self.found - asked:
+            asked |= new
+            for branch in new:
+                for step in self.history.asked[branch]:
+                    self.follow(step)
 
     def _controlling(self, frame: Frame, step: int) -> int | None:
         """The last branch before ``step`` in its frame that decided whether it ran."""
@@ -120,17 +125,23 @@ def _dependence(code: Code, entry: int) -> _Graph | None:
         for start, segment in function.segments.items()
         for insn in segment.insns
     }
-    return segments, _control_dependence(function)
+    return segments, _control_dependence(code, function)
 
 
-def _control_dependence(function: Function) -> dict[int, frozenset[int]]:
-    """Ferrante, Ottenstein and Warren (1987): by post-dominators."""
+def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[int]]:
+    """Ferrante, Ottenstein and Warren (1987): by post-dominators.
+
+    Ways that end in a function that never comes back (a stack check, a panic) do not count: what
+    avoided them decided nothing.
+    """
     graph: Any = nx.DiGraph()
     for start, segment in function.segments.items():
+        if segment.kind == "call" and segment.target and code.name(segment.target) in NORETURN:
+            continue
         onward = [to for to in segment.successors() if to in function.segments]
         for to in onward:
             graph.add_edge(to, start)
-        if not onward:
+        if not onward and segment.kind in ("return", "tail"):
             graph.add_edge(_EXIT, start)
     if _EXIT not in graph:
         return {}
@@ -141,6 +152,8 @@ def _control_dependence(function: Function) -> dict[int, frozenset[int]]:
         if len(onward) < 2 or start not in above:
             continue
         for to in onward:
+            if to not in above:
+                continue
             runner: int | None = to
             seen = 0
             while runner is not None and runner not in (above[start], _EXIT) and seen < 10_000:

@@ -12,6 +12,7 @@ _SURE: Final = {
     "ambiguous": "two readings of the target gave two results",
     "unknown": "it did not come to its end",
 }
+_BRANCHES: Final = 16  # that are printed; JSON has them all
 _WRITES: Final = 20  # that are printed; JSON has them all
 _LINES: Final = 2000
 
@@ -36,8 +37,10 @@ def render(verdict: CallVerdict, width: int = terminal.WIDTH) -> Page:
             (f"{out.name} = ", ""), (out.value, "bold"), (f"  ({out.type})", "dim"), indent=2
         )
     if verdict.because:
-        page.heading("why:")
-        terminal.conditions(page, verdict.because)
+        hidden = len(verdict.because) - _BRANCHES
+        rest = f" the last {_BRANCHES} branches; {hidden} before them: --json" if hidden > 0 else ""
+        page.heading("why:", rest)
+        terminal.conditions(page, verdict.because[-_BRANCHES:])
     _writes(page, verdict)
     _trace(page, verdict)
     _sure(page, verdict)
