@@ -45,8 +45,9 @@ def render(verdict: Verdict, width: int = terminal.WIDTH) -> Page:
     page.write(("hang: ", "bold red"), (verdict.summary, "bold"), hang=6)
     tasks = {task.tid: task for task in verdict.tasks}
     waits = {wait.id: wait for wait in verdict.waits}
+    of_task = {tid: wait for wait in verdict.waits for tid in wait.waiters}
     for root in verdict.roots[:_FINDINGS]:
-        _finding(page, root, tasks, waits)
+        _finding(page, root, tasks, waits, of_task)
     if len(verdict.roots) > _FINDINGS:
         left = len(verdict.roots) - _FINDINGS
         page.heading(f"and {words.count(left, 'more finding')}", "; --json has them all")
@@ -55,11 +56,17 @@ def render(verdict: Verdict, width: int = terminal.WIDTH) -> Page:
     return page
 
 
-def _finding(page: Page, root: Root, tasks: dict[int, Task], waits: dict[int, Wait]) -> None:
+def _finding(
+    page: Page,
+    root: Root,
+    tasks: dict[int, Task],
+    waits: dict[int, Wait],
+    of_task: dict[int, Wait],
+) -> None:
     page.heading(_TITLES[root.kind])
     if root.kind in ("deadlock", "possible"):
         _ring(page, root.tids, tasks, waits)
-        _behind(page, root.waiting, tasks, waits)
+        _behind(page, root.waiting, tasks, of_task)
         return
     wait = waits.get(root.wait) if root.wait is not None else None
     if root.kind in ("gone", "unknown") and wait is not None:
@@ -68,7 +75,7 @@ def _finding(page: Page, root: Root, tasks: dict[int, Task], waits: dict[int, Wa
             page.write((wait.note, ""), indent=4)
     elif root.tids:
         page.write((root.text, "bold"), indent=2, hang=4)
-    _behind(page, root.waiting, tasks, waits)
+    _behind(page, root.waiting, tasks, of_task)
 
 
 def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[int, Wait]) -> None:
@@ -105,15 +112,16 @@ def _sure_waiters(wait: Wait) -> Sequence[int]:
 
 
 def _behind(
-    page: Page, waiting: Sequence[int], tasks: dict[int, Task], waits: dict[int, Wait]
+    page: Page, waiting: Sequence[int], tasks: dict[int, Task], of_task: dict[int, Wait]
 ) -> None:
     """The tasks behind, grouped by what they wait for: a thousand alike are one line."""
     groups: dict[int | None, list[int]] = {}
+    known = {wait.id: wait for wait in of_task.values()}
     for tid in waiting:
-        task = tasks.get(tid)
-        groups.setdefault(task.waits_for if task else None, []).append(tid)
+        own = of_task.get(tid)
+        groups.setdefault(own.id if own else None, []).append(tid)
     for which, members in groups.items():
-        wait = waits.get(which) if which is not None else None
+        wait = known.get(which) if which is not None else None
         for_what = f" for {_lock(wait)}" if wait else ""
         verb = "waits" if len(members) == 1 else "wait"
         page.write(

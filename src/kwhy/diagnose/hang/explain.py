@@ -215,6 +215,7 @@ class _Answer:
         self, found: graph.Waits, waits: tuple[Wait, ...], of_task: Mapping[int, int]
     ) -> tuple[Root, ...]:
         """The ends of the chains, worst first; each with the tasks behind it."""
+        asked = set(self.asked)
         groups: dict[tuple[str, object], list[int]] = {}
         for task in self.asked:
             end = found.ends[task]
@@ -229,7 +230,7 @@ class _Answer:
             claim = self.claims.get(end)
             if claim is not None and dict(claim.extra).get("gone"):
                 groups.setdefault(("gone", of_task.get(end)), []).append(task)
-            elif end in self.asked and claim is not None and not claim.owners:
+            elif end in asked and claim is not None and not claim.owners:
                 groups.setdefault(("unknown", of_task.get(end)), []).append(task)
             else:
                 groups.setdefault((_ending(self._task(end)), end), []).append(task)

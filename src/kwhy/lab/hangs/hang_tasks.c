@@ -10,6 +10,7 @@
  *   futex=N         pthread_mutex_lock on a mutex that all share
  *   pipe=N          reads from pipe N, which all processes hold open; fill=N fills and writes on
  *   vfork=0         vforks a child that sleeps
+ *   crowd=N         becomes N processes more, which all go on with the next step
  *   meet=0          waits until all that have such a step have come to theirs
  *   after=NAME      waits until that process sleeps in its last step
  *   busy=0          runs for ever; sleep=0 sleeps for ever
@@ -140,6 +141,18 @@ static void lock_all(int fd)
 		fail("fcntl");
 }
 
+static void crowd(int number)
+{
+	while (number-- > 0) {
+		int pid = fork();
+
+		if (pid < 0)
+			fail("fork");
+		if (!pid)
+			return;
+	}
+}
+
 static void step(const char *kind, const char *value)
 {
 	int number = atoi(value);
@@ -149,7 +162,9 @@ static void step(const char *kind, const char *value)
 		shared->came++;
 		while (shared->came < meeting)
 			pause_a_little();
-	} else if (!strcmp(kind, "after"))
+	} else if (!strcmp(kind, "crowd"))
+		crowd(number);
+	else if (!strcmp(kind, "after"))
 		await_asleep(task_named(value), 0);
 	else if (!strcmp(kind, "inode") || !strcmp(kind, "truncate") || !strcmp(kind, "splice"))
 		take(kind, opened(value));
