@@ -152,9 +152,15 @@ def test_nothing_seen_is_nothing_known() -> None:
 
 def test_shared_frames_end_where_samples_part() -> None:
     """The outermost frames that all samples have in common; the innermost is never among them."""
-    assert 2 == shared([[1, 2, 3], [1, 2, 4, 5]])
-    assert 2 == shared([[1, 2, 3], [1, 2, 3]])
-    assert 0 == shared([[1], [1, 2]])
+    assert 2 == shared([[1, 2, 3], [1, 2, 4, 5]])[0]
+    assert 2 == shared([[1, 2, 3], [1, 2, 3]])[0]
+    assert 0 == shared([[1], [1, 2]])[0]
+
+
+def test_a_stray_sample_does_not_count() -> None:
+    """One sample of many from elsewhere does not hide where the others are."""
+    count, together = shared([[9, 8], *[[1, 2, number] for number in range(20)]])
+    assert (2, 20) == (count, len(together))
 
 
 def test_an_address_is_worked_out_from_registers() -> None:

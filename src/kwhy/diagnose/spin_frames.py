@@ -8,6 +8,7 @@ from kwhy.diagnose.spin_watch import Seen, Watcher
 from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
 
+MOST = 0.9  # share of the samples that makes a frame common to them
 OUTWARD = 4  # frames whose entries are watched together: the processor's breakpoints
 
 
@@ -41,21 +42,27 @@ def interrupted(kernel: Kernel, sample: Sample, is_entry: Callable[[str], bool])
     return False
 
 
-def shared(stacks: Sequence[list[int]]) -> int:
-    """How many outer frames all samples have in common."""
+def shared(stacks: Sequence[list[int]]) -> tuple[int, list[list[int]]]:
+    """How many outer frames nearly all samples have in common, and the stacks that have them.
+
+    The few others are from before the thread came there, or from a way that it seldom goes.
+    """
     count = 0
-    for column in zip(*stacks, strict=False):
-        if len(set(column)) > 1:
-            break
+    together = list(stacks)
+    while True:
+        column = Counter(each[count] for each in together if len(each) > count + 1)
+        address, times = column.most_common(1)[0] if column else (0, 0)
+        if times < MOST * len(stacks):
+            return count, together
+        together = [each for each in together if len(each) > count + 1 and each[count] == address]
         count += 1
-    return min(count, min(map(len, stacks)) - 1)
 
 
 def places(kernel: Kernel, samples: Sequence[Sample]) -> list[Place]:
     """Frames that may hold the loop: from where the samples part, outwards."""
-    stacks = [stack(sample) for sample in samples]
+    count, stacks = shared([stack(sample) for sample in samples])
     out = []
-    for depth in range(shared(stacks), -1, -1):
+    for depth in range(count, -1, -1):
         names = Counter(_function(kernel, each[depth]) for each in stacks if len(each) > depth)
         (entry, name), _ = names.most_common(1)[0]
         if entry is None:

@@ -50,6 +50,18 @@ class Watched:
         seen = self.hits.get(address)
         return seen is not None and seen.error is None and not seen.count and not seen.lost
 
+    def alive(self) -> list[Segment]:
+        """The segments of the loop that a round can reach by ways that were not never taken."""
+        found: dict[int, Segment] = {}
+        todo = [self.loop.head]
+        while todo:
+            start = todo.pop()
+            if start in found or start not in self.loop.body or self.never(start):
+                continue
+            found[start] = self.function.segments[start]
+            todo.extend(found[start].successors())
+        return [found[start] for start in sorted(found)]
+
     @property
     def rounds(self) -> list[Sample]:
         """The registers at the loop's head, round by round as far as they were recorded."""
@@ -154,9 +166,9 @@ def never_taken(watched: Watched, segment: Segment) -> bool | None:
 def decisive(watched: Watched, arch: Arch) -> list[tuple[Segment, Sources]]:
     """The turns that lead out of the loop, and what decides each."""
     out = []
-    for at in sorted({at for at, _ in watched.loop.exits}):
-        segment = watched.function.segments[at]
-        if segment.kind in ("branch", "switch"):
+    leaving = {at for at, _ in watched.loop.exits}
+    for segment in watched.alive():
+        if segment.start in leaving and segment.kind in ("branch", "switch"):
             out.append((segment, sources(watched.function, arch, watched.loop, segment)))
     return out
 

@@ -64,23 +64,19 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
     """The conditions of the loop that were asked while it was watched."""
     out: dict[tuple[object, ...], Branch] = {}
     leaving = dict(watched.loop.exits)
-    for start in sorted(watched.loop.body):
-        segment = watched.function.segments[start]
+    for segment in watched.alive():
         if segment.kind != "branch" or segment.target is None or segment.next is None:
             continue
-        if watched.never(segment.target) and watched.never(segment.next):
-            continue
         site = locate(kernel, segment.last.address)
-        out_of = leaving.get(start)
+        out_of = leaving.get(segment.start)
         never = never_taken(watched, segment)
         always = wanted = None
         if never is not None:
             always = truth(kernel, watched.function, segment, not never, site)
         if out_of is not None:
             wanted = truth(kernel, watched.function, segment, out_of == segment.target, site)
-            if always is None and never is None and not watched.exit_hits():
-                # Neither way could be counted by itself, but the loop was not left.
-                always = None if watched.exit_hits() is None else not wanted
+            if never is None and watched.exit_hits() == 0:
+                always = not wanted  # neither way was counted by itself, but the loop was not left
         text = site.condition.text if site.condition else segment.last.text
         key = (site.identity, always)
         if key in out and (out[key].leaves or out_of is None):
@@ -103,8 +99,7 @@ def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set
 ]:
     """What the functions that the loop calls returned; ``decides``: the calls that matter."""
     out = []
-    for start in sorted(watched.loop.body):
-        segment = watched.function.segments[start]
+    for segment in watched.alive():
         if segment.kind != "call":
             continue
         site = segment.last.end
@@ -170,8 +165,7 @@ def loop_lines(kernel: Kernel, watched: Watched) -> tuple[LoopLine, ...]:
     frames = kernel.frames(watched.loop.head)
     if not frames:
         return ()
-    inside = [insn.address for start in watched.loop.body
-              for insn in watched.function.segments[start].insns]  # fmt: skip
+    inside = [insn.address for segment in watched.alive() for insn in segment.insns]
     covered = lines_of(kernel, watched.function, inside)
     taken = lines_of(kernel, watched.function, watched.place.at)
     return tuple(
