@@ -10,8 +10,9 @@ from kwhy.errors import FeatureError, NothingToExplain, UsageError
 
 if TYPE_CHECKING:
     from kwhy.case.live import LiveEvidence
-    from kwhy.diagnose.spin_watch import Take
+    from kwhy.diagnose.spin_watch import Run, Take
     from kwhy.link import Link
+    from kwhy.verdict.call import CallVerdict
     from kwhy.verdict.spin import Spin
 
 HELP = "Watch a thread that burns a processor: which loop it is in, and why it stays there."
@@ -31,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_seconds,
         default=SECONDS,
         help=f"how long to watch it, about ({SECONDS:g})",
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="run the callees that keep the loop going offline, and tell why they answer so",
     )
     add_target_arguments(parser)
 
@@ -64,9 +70,29 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
         "verb": "spin", "tid": tid, "seconds": args.seconds, "chosen": chosen,
     }  # fmt: skip
     kernel = open_kernel(evidence, *_where(args))
-    answer = spin.explain(evidence, kernel, _taker(link, tid, say), lambda address, size:
-                          link.read_memory([(address, size)])[0])  # fmt: skip
-    return answer, evidence
+
+    def peek(address: int, size: int) -> bytes | None:
+        return link.read_memory([(address, size)])[0]
+
+    run = _runner(evidence, args, tid) if args.deep else None
+    return spin.explain(evidence, kernel, _taker(link, tid, say), peek, run), evidence
+
+
+def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Run":
+    """Runs calls offline as that thread, each on a fresh reading of the memory."""
+
+    def run(text: str) -> "tuple[CallVerdict, dict[str, list[int]]]":
+        from kwhy.cli.connect import read_again
+        from kwhy.cli.fail import _where
+        from kwhy.diagnose.call import Question, explain
+        from kwhy.emulate.call import Caller
+        from kwhy.kernel.model import open_kernel
+
+        kernel = open_kernel(read_again(evidence), *_where(args))
+        verdict = explain(kernel, Question(text, task=tid, why=True), lambda: None)
+        return verdict, Caller(kernel, task=tid).entered(text)
+
+    return run
 
 
 def _choose(link: "Link", number: int) -> tuple[int, str | None]:

@@ -6,12 +6,13 @@ from typing import Any
 
 from kwhy import arch as architectures
 from kwhy.diagnose import spin_words
+from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
 from kwhy.diagnose.spin_end import Ending, ending
 from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
 from kwhy.diagnose.spin_safe import Caution
-from kwhy.diagnose.spin_watch import Keeper, Look, Peek, Seen, Take, Watcher
+from kwhy.diagnose.spin_watch import Keeper, Look, Peek, Run, Seen, Take, Watcher
 from kwhy.errors import FeatureError, NothingToExplain
 from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel
@@ -23,6 +24,7 @@ from kwhy.verdict.spin import Block, Frame, Loop, Registers, Spin, State, Thread
 PERIOD = 2_970_000  # ns between samples: no divisor of a tick
 MOST = 0.9  # share of samples that makes something the rule
 ENTRY = 0.3  # s, at least, of watching who is entered
+WINDOW = 0.2  # s of watching what is passed to callees
 MAX_STACK = 12
 
 
@@ -43,16 +45,21 @@ class Case:
 
 
 def explain(
-    evidence: Keeper, kernel: Kernel, take: Take | None = None, peek: Peek | None = None
+    evidence: Keeper,
+    kernel: Kernel,
+    take: Take | None = None,
+    peek: Peek | None = None,
+    run: Run | None = None,
 ) -> Spin:
-    """The answer about the thread that the question names; ``take`` and ``peek`` when it lives.
+    """The answer about the thread that the question names; ``take``, ``peek`` and ``run`` when it
+    lives.
 
     Raises FeatureError where sampling is forbidden, NothingToExplain when there is nobody to watch.
     """
     arch = architectures.of(kernel.arch)
     question = evidence.facts.question
     seconds = float(str(question.get("seconds") or 3.0))
-    watcher = Watcher(evidence, arch.sample_registers, take, peek)
+    watcher = Watcher(evidence, arch.sample_registers, take, peek, run)
     caution = Caution(kernel, watcher)
     look = watcher.clock(PERIOD, seconds / 2)
     seen = look.seen[0]
@@ -264,6 +271,8 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
             "the loop offers the processor to others (cond_resched), so no lockup report comes"
         )
     case.notes.extend(end.notes)
+    asked = questions(kernel, case.code, case.watcher, watched, WINDOW)
+    deep = look_inside(kernel, case.watcher, asked)
     return case.answer(
         summary=summary,
         confidence=confidence,
@@ -278,7 +287,9 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
         operands=tuple(end.operands),
         stack=stack,
         ends_when=when,
-        look=tuple(end.look),
+        look=tuple(f"kwhy call '{question.text}' --why" for question in asked),
+        deep=tuple(deep),
+        contradiction=contradiction(deep),
         source=spin_words.excerpt(kernel, loop.function, loop.lines),
     )
 

@@ -28,14 +28,13 @@ class Ending:
 
     ``constant``: on nothing that changes (or only comes around again). ``left_in``: words on what
     is left, when a counter nears a fixed bound. ``calls``: return addresses of the calls whose
-    results decide; ``look``: commands that look into them.
+    results decide.
     """
 
     operands: list[Operand] = field(default_factory=list)
     constant: bool = False
     left_in: str | None = None
     calls: set[int] = field(default_factory=set)
-    look: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,25 +132,7 @@ def _result(kernel: Kernel, code: Code, watched: Watched, site: int, out: Ending
     if found.how == "cycle":
         text = ", ".join(spin_words.number(value) for value in found.distinct[:4])
     out.operands.append(Operand(expr=f"{name}()", value=text, how=found.how, source="breakpoint"))
-    arguments = _arguments(watched, code.arch, segment)
-    if arguments is not None and not name.startswith("*"):
-        out.look.append(f"kwhy call '{name}({arguments})' --why")
     return True
-
-
-def _arguments(watched: Watched, arch: Arch, segment: Segment) -> str | None:
-    """The first argument of a call, where every sample in the callee's caller agrees on it."""
-    first = arch.arguments[0]
-    for insn in reversed(segment.insns):
-        if first in insn.defines:
-            for effect in insn.effects:
-                if effect[:2] == ("set", first) and effect[3][0] == "reg":
-                    values = {s.registers.get(effect[3][1]) for s in watched.rounds}
-                    if len(values) == 1 and None not in values:
-                        return f"{values.pop():#x}"
-            return None
-    values = {s.registers.get(first) for s in watched.rounds}
-    return None
 
 
 def _left(

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kwhy.case.evidence import JSON, Facts
+from kwhy.errors import UsageError
 from kwhy.record.samples import Sample, decode
+from kwhy.verdict.call import CallVerdict
 
 Take = Callable[[list[JSON], float], tuple[dict[str, Any], dict[int, bytes]]]
 """Watches with events for some seconds: the agent's result, and raw records by event."""
@@ -47,6 +49,10 @@ class Look:
         return int(self.after["system_ticks"]) - int(self.before["system_ticks"])
 
 
+Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
+"""Runs a call offline, on memory as it is now; with the argument registers of what it called."""
+
+
 class Keeper(Protocol):
     """Evidence that keeps what it is given."""
 
@@ -65,12 +71,14 @@ class Watcher:
         registers: dict[str, int],
         take: Take | None = None,
         peek: Peek | None = None,
+        run: Run | None = None,
     ) -> None:
         self.evidence = evidence
         self.names = sorted(registers, key=lambda name: registers[name])
         self.mask = sum(1 << bit for bit in registers.values())
         self.take = take
         self.peek = peek
+        self.run = run
         self.number = 0
         self.forbidden: str | None = None
 
@@ -110,6 +118,29 @@ class Watcher:
                 kept.append(int.from_bytes(data, "little"))
         return [value for value in kept if isinstance(value, int)]
 
+    def inside(
+        self, call: str, right: Callable[[str], bool], attempts: int
+    ) -> tuple[CallVerdict, dict[str, list[int]]] | None:
+        """What a call gives offline, a ``right`` result if one of some attempts gives it; with the
+        arguments of each function's last call by it. None if it cannot be made."""
+        key = f"inside/{call}"
+        for _ in range(attempts if self.run is not None else 0):
+            assert self.run is not None
+            try:
+                found, entered = self.run(call)
+            except UsageError:
+                return None
+            self.evidence.facts.extra[key] = {
+                "verdict": found.to_json(),
+                "entered": json.loads(json.dumps(entered)),
+            }
+            if found.ret is not None and right(found.ret.value):
+                break
+        kept: Any = self.evidence.facts.extra.get(key)
+        if not isinstance(kept, dict):
+            return None
+        return CallVerdict.from_json(kept["verdict"]), kept["entered"]
+
     def _look(self, events: list[JSON], seconds: float) -> Look:
         key = f"watch/{self.number}"
         self.number += 1
@@ -138,3 +169,14 @@ class Watcher:
             seen, float(result["seconds"]), result["before"], result["after"], result["maps"],
             result["running"],
         )  # fmt: skip
+
+
+def value(text: str) -> int | None:
+    """The number behind a value as it is shown: "0x0", "-16", "false"."""
+    word = text.split()[0] if text.split() else ""
+    if word in ("true", "false"):
+        return int(word == "true")
+    try:
+        return int(word, 0)
+    except ValueError:
+        return None

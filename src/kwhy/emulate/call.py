@@ -16,7 +16,7 @@ from kwhy.case.evidence import Evidence, MissingMemory
 from kwhy.emulate.expression import Argument, Call, ExpressionError, Names, Out, Text, parse_call
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.history import History
-from kwhy.emulate.machine import MAX_BLOCKS, End
+from kwhy.emulate.machine import GENERAL, MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import KwhyError, UsageError
@@ -132,6 +132,18 @@ class Caller:
         function, kind = self._function(call)
         passed, outs = self._pass(scene, call, kind)
         return self.enter(scene, function, passed, kind.type if kind else None, outs, limit)
+
+    def entered(self, text: str) -> dict[str, list[int]]:
+        """The argument registers of every function that ``FUNC(ARG, ...)`` calls, its last time."""
+        outcome = self.call(text, detail=True)
+        track = outcome.scene.machine.track
+        out = {}
+        for (address, _), registers in zip(track.blocks, track.registers.values(), strict=False):
+            symbol = self.kernel.symbols.at(address)
+            if symbol is not None and symbol.address == address:
+                named = dict(zip(GENERAL, registers, strict=True))
+                out[symbol.name] = [named[name] for name in machine_arch.ARGUMENTS]
+        return out
 
     def enter(
         self,

@@ -31,6 +31,7 @@ def render(answer: Spin, width: int = 80) -> Page:
     _branches(page, answer.branches)
     _depends(page, answer.operands)
     _calls(page, answer)
+    _inside(page, answer)
     _registers(page, answer)
     _stack(page, answer)
     if answer.look:
@@ -121,6 +122,28 @@ def _calls(page: Page, answer: Spin) -> None:
             (f"  {call.function}()", ""), (f" = {ret}", "bold"),
             (" (decides)" if call.decides else "", "cyan"), hang=6,
         )  # fmt: skip
+
+
+def _inside(page: Page, answer: Spin) -> None:
+    if not answer.deep:
+        return
+    page.heading("inside them:", " executed offline, on the memory that the loop works on")
+    if answer.contradiction:
+        page.write(("contradiction: ", "bold red"), (answer.contradiction, ""), indent=2, hang=4)
+    for each in answer.deep:
+        got = f" = {each.ret}" if each.ret is not None else f" did not return: {each.stopped}"
+        page.write((f"  {each.call}", "bold"), (got, "bold"), hang=6)
+        if not each.agrees:
+            page.write(("not what it was seen to return: no answer", "dim"), indent=4, hang=6)
+            continue
+        for condition in each.because:
+            where = words.place(condition.file, condition.line, condition.offset)
+            page.write(
+                (f"{where}: ", "dim"), (words.truth(condition, whole=True), ""), indent=4, hang=6
+            )
+            for operand in condition.operands:
+                if operand.expr != operand.value and words.named(operand.expr):
+                    page.write((f"{operand.expr} = {operand.value}", ""), indent=6, hang=8)
 
 
 def _registers(page: Page, answer: Spin) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from kwhy.verdict import common
 from kwhy.verdict.common import ADDED, JSON, SCHEMA, Confidence, Evidence, KernelId
+from kwhy.verdict.fail import Condition
 
 State = Literal[
     "endless", "slow", "looping", "lock", "interrupts", "busy", "user", "asleep", "unknown"
@@ -153,6 +154,21 @@ class SourceLines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """A callee of the loop, run offline on the loop's memory. ``ret`` None: it did not return.
+
+    ``agrees``: it returned what it was seen to return; only then its reasons count.
+    """
+
+    call: str
+    ret: str | None
+    agrees: bool
+    because: tuple[Condition, ...]
+    instructions: int
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spin:
     """The answer. ``loop`` is None when the thread is in none."""
 
@@ -178,6 +194,8 @@ class Spin:
     look: tuple[str, ...] = field(default=(), metadata=ADDED)
     """Commands that look where samples cannot."""
     source: tuple[SourceLines, ...] = field(default=(), metadata=ADDED)
+    deep: tuple[Inside, ...] = field(default=(), metadata=ADDED)
+    contradiction: str | None = field(default=None, metadata=ADDED)
 
     def to_json(self) -> JSON:
         """The answer as the JSON object of the schema."""

@@ -5,50 +5,53 @@
  * page's last time as the reader's. A fresh page of that kind looks as if it had something to read.
  *
  * rb_per_cpu_empty() is made to jump to the old question, asked in our own words, as long as this
- * module is loaded. Where the fields are comes from the kernel's type information.
+ * module is loaded. Where the fields are comes from the kernel's type information, as macros.
  */
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 
-static int reader_page, commit_page, page_read, page_data, data_commit;
-module_param(reader_page, int, 0);
-module_param(commit_page, int, 0);
-module_param(page_read, int, 0);
-module_param(page_data, int, 0);
-module_param(data_commit, int, 0);
+/* The structures of kernel/trace/ring_buffer.c, as far as the question needs them. */
+struct buffer_data_page {
+	char before_commit[DATA_COMMIT];
+	unsigned long commit;
+};
+
+struct buffer_page {
+	char before_read[PAGE_READ];
+	unsigned int read;
+	char before_page[PAGE_DATA - PAGE_READ - sizeof(unsigned int)];
+	struct buffer_data_page *page;
+};
+
+struct ring_buffer_per_cpu {
+	char before_commit_page[COMMIT_PAGE];
+	struct buffer_page *commit_page;
+	char before_reader_page[READER_PAGE - COMMIT_PAGE - sizeof(void *)];
+	struct buffer_page *reader_page;
+};
 
 static u8 *target;
 static u8 before[5];
-static void *(*set_head_page)(void *cpu_buffer);
+static struct buffer_page *(*set_head_page)(struct ring_buffer_per_cpu *cpu_buffer);
 static void (*poke)(void *address, const void *code, size_t size, const void *emulate);
 static struct mutex *poke_mutex;
 
-static void *pointer(void *base, int offset)
+static unsigned long committed(struct buffer_page *page)
 {
-	return *(void **)(base + offset);
+	return READ_ONCE(page->page->commit) & 0x3fffffff;
 }
 
-static unsigned long committed(void *page)
+__attribute__((noipa)) bool kwhy_ring_empty(struct ring_buffer_per_cpu *cpu_buffer)
 {
-	return *(unsigned long *)(pointer(page, page_data) + data_commit) & 0x3fffffff;
-}
-
-static unsigned int read_index(void *page)
-{
-	return *(unsigned int *)(page + page_read);
-}
-
-__attribute__((noipa)) bool kwhy_ring_empty(void *cpu_buffer)
-{
-	void *reader = pointer(cpu_buffer, reader_page);
-	void *head = set_head_page(cpu_buffer);
-	void *commit = pointer(cpu_buffer, commit_page);
+	struct buffer_page *reader = cpu_buffer->reader_page;
+	struct buffer_page *head = set_head_page(cpu_buffer);
+	struct buffer_page *commit = cpu_buffer->commit_page;
 
 	if (!head)
 		return true;
-	return read_index(reader) == committed(reader) &&
-	       (commit == reader || (commit == head && read_index(head) == committed(commit)));
+	return reader->read == committed(reader) &&
+	       (commit == reader || (commit == head && head->read == committed(commit)));
 }
 
 static void *lookup(const char *name)
@@ -76,7 +79,7 @@ static int __init ring_init(void)
 	set_head_page = lookup("rb_set_head_page");
 	poke = lookup("text_poke_bp") ?: lookup("smp_text_poke_single");
 	poke_mutex = lookup("text_mutex");
-	if (!target || !set_head_page || !poke || !poke_mutex || !reader_page)
+	if (!target || !set_head_page || !poke || !poke_mutex)
 		return -ENOENT;
 	distance = (u8 *)kwhy_ring_empty - (target + sizeof(jump));
 	memcpy(jump + 1, &distance, sizeof(distance));

@@ -9,23 +9,23 @@ MODULE = Path(__file__).with_name("kwhy_ring.c")
 INSTANCE = "bomb"
 
 _FIELDS = {
-    "reader_page": ("struct ring_buffer_per_cpu", "reader_page"),
-    "commit_page": ("struct ring_buffer_per_cpu", "commit_page"),
-    "page_read": ("struct buffer_page", "read"),
-    "page_data": ("struct buffer_page", "page"),
-    "data_commit": ("struct buffer_data_page", "commit"),
+    "READER_PAGE": ("struct ring_buffer_per_cpu", "reader_page"),
+    "COMMIT_PAGE": ("struct ring_buffer_per_cpu", "commit_page"),
+    "PAGE_READ": ("struct buffer_page", "read"),
+    "PAGE_DATA": ("struct buffer_page", "page"),
+    "DATA_COMMIT": ("struct buffer_data_page", "commit"),
 }
 
 
-def parameters(types: Types) -> list[str]:
-    """What the module has to be told about the kernel's structures: its parameters."""
-    out = []
+def definitions(types: Types) -> dict[str, int]:
+    """What the module has to be told about the kernel's structures: offsets of their fields."""
+    out = {}
     for name, (struct, path) in _FIELDS.items():
         kind = types.named(struct)
         field = types.field(kind, path) if kind is not None else None
         if field is None:
             raise FeatureError(f"the kernel's type information lacks {path} of {struct}", "btf")
-        out.append(f"{name}={field.offset}")
+        out[name] = field.offset
     return out
 
 
