@@ -19,6 +19,7 @@ from kwhy.verdict import KernelId
 from kwhy.verdict.call import Called, CallVerdict, Executed, Out, Value, Write
 
 MAX_WRITES = 200
+_LONGEST = 200
 OFFLINE = "executed offline, on copies of the target's memory: nothing ran on the target"
 
 
@@ -63,7 +64,7 @@ def _run(caller: Caller, question: Question) -> Outcome:
 
 def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdict:
     kernel, scene = caller.kernel, outcome.scene
-    ret = shown(kernel, outcome.result) if outcome.result is not None else None
+    ret = shown(scene, outcome.result) if outcome.result is not None else None
     if ret is not None and question.syscall:
         ret = replace(ret, text=errno_of(int(ret.value)))
     name = outcome.function.name
@@ -102,7 +103,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
             reason=None if outcome.returned else outcome.end.reason,
             skipped=tuple(scene.skipped),
         ),
-        outs=tuple(_out(kernel, out.name, out.object) for out in outcome.outs),
+        outs=tuple(_out(scene, out.name, out.object) for out in outcome.outs),
         writes=_writes(caller, outcome),
         trace=trace(kernel, history) if question.trace and history else (),
     )
@@ -111,7 +112,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
 # -- values ----------------------------------------------------------------------------------------
 
 
-def shown(kernel: Kernel, value: Any) -> Value:
+def shown(scene: KernelScene, value: Any) -> Value:
     """A drgn object as a reader wants it: numbers in full, pointers with what they lead to."""
     import drgn
 
@@ -121,7 +122,7 @@ def shown(kernel: Kernel, value: Any) -> Value:
     name = value.type_.type_name()
     if kind.kind == drgn.TypeKind.POINTER:
         address = value.value_()
-        return Value(value=f"{address:#x}", type=name, text=_pointer(kernel, value, address))
+        return Value(value=f"{address:#x}", type=name, text=_pointer(scene, value, address))
     if kind.kind in (drgn.TypeKind.INT, drgn.TypeKind.BOOL):
         integer = int(value.value_())
         meaning = errno_of(integer) if integer < -1 and kind.is_signed else None
@@ -133,7 +134,7 @@ def shown(kernel: Kernel, value: Any) -> Value:
     return Value(value=text, type=name)
 
 
-def _pointer(kernel: Kernel, value: Any, address: int) -> str | None:
+def _pointer(scene: KernelScene, value: Any, address: int) -> str | None:
     import drgn
 
     if not address:
@@ -143,20 +144,26 @@ def _pointer(kernel: Kernel, value: Any, address: int) -> str | None:
         return error
     target = value.type_.type if value.type_.kind == drgn.TypeKind.POINTER else None
     if target is not None and target.unqualified().type_name() == "char":
-        try:
-            text: str = value.string_().decode("utf-8", "replace")
-            return f'"{text[:200]}"'
-        except (drgn.FaultError, ValueError):
-            return None
-    symbol = kernel.symbols.at(address)
+        return _string(scene, address)
+    symbol = scene.kernel.symbols.at(address)
     if symbol is None:
         return None
     offset = address - symbol.address
     return f"&{symbol.name}" + (f"+{offset:#x}" if offset else "")
 
 
-def _out(kernel: Kernel, name: str, value: Any) -> Out:
-    found = shown(kernel, value)
+def _string(scene: KernelScene, address: int) -> str | None:
+    """The string at an address, as the code left it; None where there is none."""
+    room = min(PAGE - address % PAGE, _LONGEST)
+    try:
+        data, end, _ = scene.memory.read(address, room).partition(b"\0")
+    except MissingMemory:
+        return None
+    return f'"{data.decode("utf-8", "replace")}"' if end or room == _LONGEST else None
+
+
+def _out(scene: KernelScene, name: str, value: Any) -> Out:
+    found = shown(scene, value)
     return Out(
         name=name, value=found.value + (f" {found.text}" if found.text else ""), type=found.type
     )
@@ -271,7 +278,7 @@ def _compared(
         note = f"{len(touched)} pages were read twice and were the same"
         return _noted(verdict, note)
     other = _run(caller.on(fresh), question)
-    second = shown(caller.kernel, other.result) if other.result is not None else None
+    second = shown(other.scene, other.result) if other.result is not None else None
     told = f"{len(changed)} of {len(touched)} pages changed between two readings"
     same = other.end == outcome.end and second == verdict.ret
     if same:

@@ -5,6 +5,7 @@
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,19 +223,37 @@ class Caller:
             raise ExpressionError(
                 call.text, 0, f"{len(code)} functions are called {call.name}; which is not clear"
             )
-        return code[0], self.prototype(call.name)
+        return code[0], self.prototype(code[0])
 
-    def prototype(self, name: str) -> Any:
-        """A function's drgn type: by BTF, else by DWARF; None when neither knows it."""
-        found = self._btf.prototype(name) if self._btf else None
-        if found is None:
-            import drgn
+    def prototype(self, function: Symbol) -> Any:
+        """A function's drgn type: by BTF, else by DWARF; None when neither knows it.
 
-            try:
-                found = self.program.function(name).type_
-            except (LookupError, drgn.BadDataError):
-                return None
-        return found
+        Raises UsageError when only DWARF does and the source that tells the order of its parameters
+        is not at hand (see :meth:`BtfSource.prototype`).
+        """
+        import drgn
+
+        found = self._btf.prototype(function.name) if self._btf else None
+        if found is not None:
+            return found
+        try:
+            found = self.program.function(function.name).type_
+        except (LookupError, drgn.BadDataError):
+            return None
+        return found if len(found.parameters) < 2 else self._ordered(function, found)
+
+    def _ordered(self, function: Symbol, kind: Any) -> Any:
+        frames = self.kernel.frames(function.address)
+        text = self.kernel.source(frames[-1].file) if frames else None
+        order = parameter_names(text or "", function.name)
+        named = {parameter.name: parameter for parameter in kind.parameters}
+        if order is None or set(order) != set(named):
+            raise UsageError(
+                f"in which order {function.name}() takes its parameters is not known: BTF leaves "
+                "the function out, DWARF may have another order; the kernel's source would tell"
+            )
+        parameters = [named[name] for name in order]
+        return self.program.function_type(kind.type, parameters, kind.is_variadic)
 
     @cached_property
     def _btf(self) -> BtfSource | None:
@@ -364,6 +383,21 @@ def typed(program: Any, kind: Any, register: int) -> Any:
 
     size = drgn.sizeof(kind)
     return drgn.Object.from_bytes_(program, kind, register.to_bytes(8, "little")[:size])
+
+
+def parameter_names(text: str, function: str) -> list[str] | None:
+    """The parameters' names as a function's definition in C source text has them, in order."""
+    head = rf"^(?:[A-Za-z_][^\n;{{}}()]*[\s*])?{re.escape(function)}\s*"
+    found = re.search(head + r"\(([^{};]*)\)\s*\{", text, re.MULTILINE)
+    if found is None:
+        return None
+    out = []
+    for part in found[1].split(","):
+        name = re.search(r"([A-Za-z_]\w*)\s*(?:\[[^\]]*\]\s*)*$", part)
+        if name is None:
+            return None
+        out.append(name[1])
+    return out
 
 
 def _is_struct(kind: Any) -> bool:

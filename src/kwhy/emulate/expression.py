@@ -43,6 +43,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "r": "\r"}
 MAX_LENGTH = 4096
+MAX_DEPTH = 32
 _TOP = (1 << 64) - 1
 
 
@@ -189,7 +190,7 @@ class _Parser:
 
     def _unary(self) -> Any:
         self._depth += 1
-        if self._depth > 100:
+        if self._depth > MAX_DEPTH:
             raise self._fail("nested too deeply")
         try:
             return self._unary_inner()
@@ -384,7 +385,10 @@ def _base(token: str) -> int:
 
 
 def _unescaped(text: str) -> bytes:
-    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), text).encode()
+    def plain(match: re.Match[str]) -> str:
+        return chr(int(match[2], 16)) if match[2] else _ESCAPES.get(match[1], match[1])
+
+    return re.sub(r"\\(x([0-9a-fA-F]{2})|.)", plain, text).encode("latin-1", "replace")
 
 
 def _prefix(sign: str, value: Any) -> Any:

@@ -193,16 +193,24 @@ class History:
             self._enter(step, address, stack, registers, None, False)
         elif before is not None and before.kind == "call" and address != before.end:
             self._enter(step, address, stack, registers, self._stack[-1], False)
-        elif before is not None and before.kind == "jump" and self._other_function(address):
-            if self.arch.indirect_thunk(self._stack[-1].name) is not None:
-                self._replace(address, registers)
-            else:
-                self._enter(step, address, stack, registers, self._stack[-1], True)
+        elif before is not None and before.kind in ("jump", "return"):
+            self._jumped(step, address, stack, registers, before.kind)
         frame = self._stack[-1]
         for name, value in registers.items():
             term = frame.registers.get(name)
             if isinstance(term, tuple) and term[0] == "lost" and term not in self.values:
                 self.values[term] = value
+
+    def _jumped(
+        self, step: int, address: int, stack: int, registers: dict[str, int], kind: str
+    ) -> None:
+        """A tail call begins a frame; what a thunk jumps (or "returns") to is the call meant."""
+        if not self._other_function(address):
+            return
+        if self.arch.indirect_thunk(self._stack[-1].name) is not None:
+            self._replace(address, registers)
+        elif kind == "jump":
+            self._enter(step, address, stack, registers, self._stack[-1], True)
 
     def _other_function(self, address: int) -> bool:
         symbol = self.code.kernel.symbols.at(address)
@@ -214,7 +222,7 @@ class History:
         """The innermost frame was a thunk's, which has now jumped to what was meant."""
         frame = self._stack[-1]
         frame.entry, frame.name = address, self.code.name(address)
-        frame.inputs, frame.registers = dict(registers), {}
+        frame.inputs, frame.registers, frame.calls = dict(registers), {}, []
         if len(self._stack) > 1:
             self._stack[-2].calls[-1].function = address
 

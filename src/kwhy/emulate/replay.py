@@ -10,12 +10,19 @@ from dataclasses import dataclass
 
 from kwhy.emulate.call import Caller, Outcome, Passed
 from kwhy.emulate.history import Branch, History
+from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS
 from kwhy.emulate.machine import MAX_BLOCKS
 from kwhy.emulate.syscall import interface, run
 from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code
 from kwhy.record.model import Call
 from kwhy.record.model import SyscallRecord as Record
+
+_AROUND = frozenset({name for name, why in STOPS.items() if why == SLEEPS}) | {
+    "rcu_note_context_switch", "__cond_resched", "preempt_schedule_common", "prepare_task_switch",
+    "preempt_schedule_irq", "switch_mm_irqs_off", "finish_task_switch.isra.0",
+}  # fmt: skip
+"""What the scheduler does when it takes the processor away in the middle: no part of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,8 @@ def _difference(outcome: Outcome, root: Step, record: Record, code: Code) -> str
 
 def _compare(code: Code, step: Step, call: Call) -> str | None:
     """The first place where two call graphs differ, among functions that the tracer sees."""
-    mine, theirs = list(_seen(code, step.children)), list(_traced(call.children))
+    mine = [each for each in _seen(code, step.children) if code.name(each.function) not in _AROUND]
+    theirs = [each for each in _traced(call.children) if code.name(each.function) not in _AROUND]
     for number, other in enumerate(theirs):
         name = code.name(other.function)
         if number >= len(mine):
@@ -110,7 +118,7 @@ def _compare(code: Code, step: Step, call: Call) -> str | None:
         if mine[number].function != other.function:
             now = code.name(mine[number].function)
             return f"{code.name(call.function)}() called {name}(), and now {now}()"
-        found = _compare(code, mine[number], other)
+        found = None if name in SKIPS else _compare(code, mine[number], other)
         if found is not None:
             return found
     if len(mine) > len(theirs):

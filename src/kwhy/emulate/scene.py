@@ -45,6 +45,7 @@ class KernelScene:
         self.machine = Machine(self.memory, self, detail)
         self.percpu = self.percpu_base(cpu)
         self._current = self._place_of("pcpu_hot", "current_task")
+        self._given = task is not None
         self.task = task or self.word(self._current)
         self._set()
 
@@ -62,7 +63,8 @@ class KernelScene:
         try:
             memory.poke(top - _TOP_COPY, self.ground.memory.read(old_top - _TOP_COPY, _TOP_COPY))
         except MissingMemory:
-            self.notes.append("the task's saved registers cannot be read")
+            if self._given:
+                self.notes.append("the task's saved registers cannot be read")
         memory.poke(STACK, STACK_END_MAGIC.to_bytes(8, "little"))
         memory.poke(own, STACK.to_bytes(8, "little"))
         state = self._task_field("__state", "state")
