@@ -293,7 +293,7 @@ class Kernel:
         out: dict[str, tuple[str, dict[str, int]]] = {}
         data = self.evidence.blob("modules")
         if data is None:
-            data = self.evidence.derived("modules", lambda: program.module_facts(self))
+            data = self.evidence.derived("modules from memory", lambda: program.module_facts(self))
         try:
             rows = json.loads(data or b"[]")
         except ValueError:

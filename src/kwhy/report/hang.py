@@ -6,7 +6,7 @@ from typing import Final, TextIO
 from kwhy.report import calls, terminal, words
 from kwhy.report.page import Page
 from kwhy.verdict.fail import FailedCall
-from kwhy.verdict.hang import Frame, Root, Task, Verdict, Wait
+from kwhy.verdict.hang import KINDS, Frame, Root, Task, Verdict, Wait
 
 _SURE: Final = {
     "observed": "who waits and who holds was read from the locks themselves",
@@ -71,8 +71,7 @@ def _finding(
     wait = waits.get(root.wait) if root.wait is not None else None
     if root.kind in ("gone", "unknown") and wait is not None:
         page.write((_lock(wait), "bold"), indent=2, hang=4)
-        if wait.note:
-            page.write((wait.note, ""), indent=4)
+        page.write((wait.note or KINDS.get(wait.kind, ""), ""), indent=4)
     elif root.tids:
         page.write((root.text, "bold"), indent=2, hang=4)
     _behind(page, root.waiting, tasks, of_task)

@@ -1,7 +1,7 @@
 """The answer of ``kwhy hang``: who waits for what, who holds it, and whether it is a deadlock."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from kwhy.verdict import common
 from kwhy.verdict.common import ADDED, JSON, SCHEMA, Confidence, Evidence, KernelId
@@ -17,6 +17,45 @@ ready     the owner wants to run
 asleep    the owner sleeps for something that no task owns
 unknown   who could end the wait is not recorded
 """
+
+KINDS: Final[dict[str, str]] = {
+    "mutex": "a mutex; the owner is in the lock",
+    "rwsem-read": "a read/write semaphore, for reading; a writer is in the lock, readers are not",
+    "rwsem-write": "a read/write semaphore, for writing",
+    "semaphore": "a counting semaphore; it has no owner",
+    "rt_mutex": "a mutex with priority inheritance; the owner is in the lock",
+    "percpu-rwsem-read": "a per-CPU read/write semaphore, for reading",
+    "percpu-rwsem-write": "a per-CPU read/write semaphore, for writing, or waiting for its readers",
+    "completion": "another task's word that something is done",
+    "futex": "a futex; the owner is in its word, or in the C library's mutex around it",
+    "flock": "a flock(2) lock; the owner is who took it",
+    "posix-lock": "a fcntl(2) lock; the owner is the process",
+    "lease": "a file lease to be given back",
+    "pipe-read": "data in a pipe",
+    "pipe-write": "room in a pipe",
+    "vfork": "a vfork child to exec or exit",
+    "folio": "a bit (lock, writeback) of a page in memory",
+    "buffer": "a buffer head's bit",
+    "bit": "a bit in some structure",
+    "io": "block I/O",
+    "freeze": "a frozen file system to thaw",
+    "child": "a child process",
+    "timer": "time",
+    "poll": "any of several files",
+    "epoll": "any of several files",
+    "signal": "a signal",
+    "socket": "a network peer",
+    "fuse": "the daemon of a file system in user space",
+    "nfs": "a server",
+    "workqueue": "a work item to finish",
+    "rcu": "an RCU grace period",
+    "freezer": "a cgroup to be thawed",
+    "stopped": "a tracer or SIGCONT",
+    "wait-queue": "a wait queue of the function named",
+    "idle": "work (a kernel thread with nothing to do)",
+    "unknown": "something that is not known",
+}
+"""What the ``kind`` of a wait means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

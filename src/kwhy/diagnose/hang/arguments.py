@@ -1,14 +1,18 @@
 """What the functions on a task's stack were called with, and where it took the locks it holds."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from kwhy.arch import of
+from kwhy.case.evidence import JSON
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.flow.cfg import Code
 from kwhy.flow.frames import Recovered, Recovery, Value
 from kwhy.flow.places import Call
 from kwhy.kernel.model import Kernel
+from kwhy.kernel.program import open_program
 from kwhy.kernel.symbols import base_name
 from kwhy.kernel.types import TypeRef
 from kwhy.verdict.hang import Argument, Taken
@@ -28,6 +32,9 @@ _GIVES = frozenset({
 })  # fmt: skip
 _NAMES = {"bx": "rbx", "bp": "rbp", "r12": "r12", "r13": "r13", "r14": "r14", "r15": "r15"}
 
+_MASK = (1 << 64) - 1
+BY_DEBUG = "the variable as it is now, by debug symbols"
+
 
 @dataclass(frozen=True, slots=True)
 class _Called:
@@ -43,6 +50,7 @@ class Arguments:
         self._kernel = kernel
         self._recovery = Recovery(Code(kernel, of(kernel.arch)), of(kernel.arch))
         self._stacks: dict[int, Recovered | None] = {}
+        self._program: Any = None
 
     def frame(self, stack: Stack, number: int) -> tuple[Argument, ...]:
         """The parameters of a frame's function; those that are not known have no value."""
@@ -61,8 +69,10 @@ class Arguments:
             value = recovered.argument(number, index)
             if value is not None:
                 value = self._fitting(type, value)
-            shown = self._shown(type, value.value) if value else ""
             source = value.source if value else "not known"
+            if value is None and (now := self._debug(stack, frame.pc, name)) is not None:
+                value, source = Value(now, ""), BY_DEBUG
+            shown = self._shown(type, value.value) if value else ""
             found.append(Argument(name=name or f"argument {index + 1}", value=shown, source=source))
         return tuple(found)
 
@@ -111,6 +121,41 @@ class Arguments:
             file=lines[-1].file if lines else None,
             line=lines[-1].line if lines else None,
         )
+
+    def _debug(self, stack: Stack, pc: int, name: str) -> int | None:
+        """A parameter's present value where debug symbols say where it is kept.
+
+        It comes second: the function may have changed its parameter since.
+        """
+        task = stack.task.address
+        told = self._kernel.evidence.answer(f"hang/debug/{task:x}", lambda: self._by_debug(task))
+        value = told.get(f"{pc:x} {name}") if isinstance(told, dict) else None
+        return value & _MASK if isinstance(value, int) else None
+
+    def _by_debug(self, task: int) -> JSON:
+        import drgn
+
+        if self._kernel.vmlinux is None:
+            return {}
+        if self._program is None:
+            # It warns about every expression of DWARF that it does not know.
+            logging.getLogger("drgn").setLevel(logging.CRITICAL)
+            self._program = open_program(self._kernel)
+        found: dict[str, JSON] = {}
+        try:
+            object = drgn.Object(self._program, "struct task_struct *", task)
+            frames = [frame for frame in self._program.stack_trace(object) if not frame.is_inline]
+        except Exception:  # drgn raises what damaged memory happens to make it raise
+            return found
+        for frame in frames:
+            for name in frame.locals():
+                try:
+                    value = frame[name]
+                    if not value.absent_ and isinstance(value.value_(), int):
+                        found[f"{frame.pc:x} {name}"] = int(value.value_())
+                except Exception:  # likewise, and for what its DWARF reader does not know
+                    continue
+        return found
 
     def _recovered(self, stack: Stack) -> Recovered | None:
         if stack.task.address not in self._stacks:

@@ -76,23 +76,28 @@ def _asked(
         missing = set(pids) - {t.tid for t in chosen} - {t.tgid for t in chosen}
         if missing:
             raise UsageError(f"no process or thread has the number {min(missing)}")
-        return [t.address for t in sorted(chosen, key=lambda t: t.tid)]
+        stuck = {t.address for t in chosen}
+        return sorted(_and_behind(claims, stuck), key=lambda a: seen.task(a).tid)
     everything = graph.build(claims, ())
     stuck = {t.address for t in tasks if t.state == "D" and t.address in still}
     stuck |= {a for cycle in (*everything.cycles, *everything.possible) for a in cycle}
-    # Who waits, in whatever state, for a task that is stuck itself is stuck with it.
+    if not stuck:
+        raise NothingToExplain("no task is stuck; name a process to see what it waits for")
+    return sorted(_and_behind(claims, stuck), key=lambda a: seen.task(a).tid)
+
+
+def _and_behind(claims: Mapping[int, Claim], stuck: set[int]) -> set[int]:
+    """``stuck`` and who waits, in whatever state, for one of them."""
     waiting: dict[int, list[int]] = {}
     for address, claim in claims.items():
         for owner in claim.owners:
             waiting.setdefault(owner, []).append(address)
-    queue = list(stuck)
+    found, queue = set(stuck), list(stuck)
     while queue:
-        more = [a for a in waiting.get(queue.pop(), ()) if a not in stuck]
-        stuck.update(more)
+        more = [a for a in waiting.get(queue.pop(), ()) if a not in found]
+        found.update(more)
         queue += more
-    if not stuck:
-        raise NothingToExplain("no task is stuck; name a process to see what it waits for")
-    return sorted(stuck, key=lambda a: seen.task(a).tid)
+    return found
 
 
 @dataclass(slots=True)
@@ -170,12 +175,12 @@ class _Answer:
 
     def _waits(self, shown: list[int], detail: Detail) -> tuple[tuple[Wait, ...], dict[int, int]]:
         """Waits numbered in the order of their first waiter; those of all waiters, asked or not."""
-        groups: dict[tuple[object, ...], list[Claim]] = {}
-        for address in shown:
-            claim = self.claims.get(address)
-            if claim is not None:
-                key = (claim.kind, claim.address or claim.function, claim.owners, claim.extra)
-                groups.setdefault(key, []).append(claim)
+        groups: dict[tuple[object, ...], list[Claim]] = {
+            _same(self.claims[address]): [] for address in shown if address in self.claims
+        }
+        for claim in sorted(self.claims.values(), key=lambda c: self._task(c.task).tid):
+            if _same(claim) in groups:
+                groups[_same(claim)].append(claim)
         names = Objects(self.seen.memory, self.seen.tasks, self.seen.user)
         owned: dict[int, list[int]] = {}
         for claims in groups.values():
@@ -272,6 +277,11 @@ class _Answer:
             text=text, tids=(end.tid,), waiting=tuple(t for t in waiting if t != end.tid),
             wait=wait_id,
         )  # fmt: skip
+
+
+def _same(claim: Claim) -> tuple[object, ...]:
+    """Equal for claims that wait for the same thing."""
+    return (claim.kind, claim.address or claim.function, claim.owners, claim.extra)
 
 
 def _ending(task: Task) -> str:

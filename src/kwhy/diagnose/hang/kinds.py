@@ -18,44 +18,6 @@ _GENERIC = re.compile(
 _DEPTH = 14  # frames from the innermost in which the reason must stand
 
 
-KINDS: dict[str, str] = {
-    "mutex": "a mutex; the owner is in the lock",
-    "rwsem-read": "a read/write semaphore, for reading; a writer is in the lock, readers are not",
-    "rwsem-write": "a read/write semaphore, for writing",
-    "semaphore": "a counting semaphore; it has no owner",
-    "rt_mutex": "a mutex with priority inheritance; the owner is in the lock",
-    "percpu-rwsem-read": "a per-CPU read/write semaphore, for reading",
-    "percpu-rwsem-write": "a per-CPU read/write semaphore, for writing, or waiting for its readers",
-    "completion": "another task's word that something is done",
-    "futex": "a futex; the owner is in its word, or in the C library's mutex around it",
-    "flock": "a flock(2) lock; the owner is who took it",
-    "posix-lock": "a fcntl(2) lock; the owner is the process",
-    "lease": "a file lease to be given back",
-    "pipe-read": "data in a pipe",
-    "pipe-write": "room in a pipe",
-    "vfork": "a vfork child to exec or exit",
-    "folio": "a bit (lock, writeback) of a page in memory",
-    "buffer": "a buffer head's bit",
-    "bit": "a bit in some structure",
-    "io": "block I/O",
-    "freeze": "a frozen file system to thaw",
-    "child": "a child process",
-    "timer": "time",
-    "poll": "any of several files",
-    "epoll": "any of several files",
-    "signal": "a signal",
-    "socket": "a network peer",
-    "fuse": "the daemon of a file system in user space",
-    "nfs": "a server",
-    "workqueue": "a work item to finish",
-    "rcu": "an RCU grace period",
-    "freezer": "a cgroup to be thawed",
-    "stopped": "a tracer or SIGCONT",
-    "wait-queue": "a wait queue of the function named",
-    "idle": "work (a kernel thread with nothing to do)",
-    "unknown": "something that is not known",
-}
-
 #: Who sleeps for what, where no list proves it: functions in order of how much they tell.
 _PLAIN: tuple[tuple[str, str], ...] = (
     ("do_wait kernel_wait4 kernel_waitid", "child"),
