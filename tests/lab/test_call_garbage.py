@@ -1,4 +1,4 @@
-"""Random kernel functions with garbage for arguments: every run ends, in words, inside its bound."""
+"""Random kernel functions, garbage for arguments: every run ends, in words, inside its bound."""
 
 import random
 from pathlib import Path
