@@ -18,9 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kwhy import lab
-from kwhy.lab.build import build_module, build_program
-from kwhy.lab.hangs import FILE, MODULE, PROGRAM, REPORT
-from kwhy.lab.kernels import by_release
+from kwhy.lab.hangs import FILE, REPORT, start
 
 MEMORY_OF_A_TASK = 0.12  # MiB: stacks, tables, bookkeeping
 
@@ -40,26 +38,12 @@ def main() -> None:
 def crowd(series: str, tasks: int, core: Path) -> None:
     """A dump of a guest in which the report's tasks hang and ``tasks`` wait for one mutex."""
     settings = lab.Settings(keep=False, memory=1024 + int(tasks * MEMORY_OF_A_TASK))
-    with lab.start(series, settings=settings) as guest, lab.open_link(guest) as link:
-        kernel = by_release(guest.release)
-        assert kernel is not None
-        link.put(build_module(kernel, MODULE), "kwhy_hang.ko")
-        link.put(build_program(PROGRAM), "hang_tasks")
-        waiting = ["busy:mutex=3,sleep=0", f"queue:after=ruby2,after=busy,crowd={tasks},mutex=3"]
-        _run(link, "insmod", "kwhy_hang.ko")
-        _run(link, "sh", "-c", f"mkdir -p {Path(FILE).parent}; touch {FILE}")
-        _run(link, "sh", "-c", "echo 4000000 > /proc/sys/kernel/pid_max")
-        _run(link, "./hang_tasks", *REPORT.tasks, *waiting)
-        _run(link, "sh", "-c", f"until [ $(ls -d /proc/[0-9]* | wc -l) -ge {tasks} ]; do :; done")
-        time.sleep(10)  # the last of them are on their way into the queue
+    waiting = ["busy:mutex=3,sleep=0", f"queue:after=ruby2,after=busy,crowd={tasks},mutex=3"]
+    with lab.start(series, settings=settings) as guest:
+        with lab.open_link(guest) as link:
+            start(link, guest.release, [*REPORT.tasks, *waiting], [FILE])
+        time.sleep(10 + tasks / 1000)  # the last of them are on their way into the queue
         guest.dump(core)
-
-
-def _run(link: Any, *argv: str) -> None:
-    with link.stream("spawn", argv=list(argv), timeout=300) as messages:
-        for message in messages:
-            if message.kind == "end" and message.header["status"]["code"] != 0:
-                raise SystemExit(f"bench: {argv[0]} failed: {message.header}")
 
 
 def measure(core: Path) -> dict[str, Any]:

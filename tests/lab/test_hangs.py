@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.desk import Outcome, kwhy, own_guest, run_in
+from tests.lab.desk import Outcome, kwhy, own_guest
 
 from kwhy import lab
-from kwhy.lab.build import build_module, build_program
-from kwhy.lab.hangs import FILE, MODULE, PROGRAM, REPORT, SCENARIOS, Scenario
-from kwhy.lab.kernels import by_release
+from kwhy.lab.hangs import FILE, REPORT, SCENARIOS, Scenario, start
 from kwhy.report.schema import validate
 
 pytestmark = pytest.mark.lab
@@ -20,20 +18,10 @@ pytestmark = pytest.mark.lab
 def hang(guest: lab.Guest, scenarios: Iterable[Scenario]) -> dict[str, int]:
     """Put the processes of ``scenarios`` into their waits; their numbers by name."""
     chosen = list(scenarios)
-    kernel = by_release(guest.release)
-    assert kernel is not None
+    tasks = [task for scenario in chosen for task in scenario.tasks]
+    files = [file for scenario in chosen for file in scenario.files]
     with lab.open_link(guest) as link:
-        link.put(build_module(kernel, MODULE), "kwhy_hang.ko")
-        link.put(build_program(PROGRAM), "hang_tasks")
-        assert (0, "", "") == run_in(link, "insmod", "kwhy_hang.ko")
-        files = [file for scenario in chosen for file in scenario.files]
-        for file in files:
-            run_in(link, "mkdir", "-p", str(Path(file).parent))
-        if files:
-            run_in(link, "touch", *files)
-        tasks = [task for scenario in chosen for task in scenario.tasks]
-        status, out, err = run_in(link, "./hang_tasks", *tasks, timeout=120)
-        assert (0, "") == (status, err)
+        out = start(link, guest.release, tasks, files)
     return {line.split()[0]: int(line.split()[1]) for line in out.splitlines()}
 
 

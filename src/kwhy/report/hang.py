@@ -1,6 +1,7 @@
 """The answer of ``kwhy hang`` for a person: the headline, each finding, the stacks behind it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, TextIO
 
 from kwhy.report import calls, terminal, words
@@ -89,7 +90,8 @@ def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[i
             for taken in (t for t in held.taken if t.tid == tid):
                 place = words.place(taken.file, taken.line)
                 where = f"in {taken.function}()" + (f", {place}" if place else "")
-                _barred(page, bar, f"took {_lock(held)} {where}")
+                plain = replace(held, kind=held.kind.removesuffix("-write").removesuffix("-read"))
+                _barred(page, bar, f"took {_lock(plain)} {where}")
         if wait is not None:
             _barred(page, bar, f"waits for {_lock(wait)},")
             by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"

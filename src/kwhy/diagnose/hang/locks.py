@@ -232,9 +232,13 @@ class Locks:
     def _owned(self, claim: Claim, owner: int, free: str) -> Claim:
         if not owner:
             return replace(claim, note=free)
-        if owner in self._tasks.by_address:
+        task = self._tasks.by_address.get(owner)
+        if task is not None and task.state not in "ZX":
             return replace(claim, owners=(owner,), sure="observed")
-        note = f"its owner {owner:#x} is no task any more: it ended without releasing the lock"
+        if task is None and self._tasks.still_there(owner):
+            return replace(claim, note=f"its owner {owner:#x} was not among the tasks listed")
+        who = f"{owner:#x} is no task any more: it" if task is None else f"{task.tid} {task.comm}"
+        note = f"its owner {who} ended without releasing the lock"
         return replace(claim, note=note, sure="observed", extra=(("gone", owner),))
 
     def _likely(self, lock: int, ring: Ring) -> tuple[int, ...]:

@@ -45,6 +45,10 @@ class Memory:
         """Bytes from the start of ``type``; raises LookupError."""
         return self._need(type, path)[0]
 
+    def width(self, type: str, path: str) -> int:
+        """Bytes of a field; raises LookupError."""
+        return self._need(type, path)[1]
+
     def first(self, type: str, *paths: str) -> str:
         """The first of ``paths`` that the type has: fields that were renamed; LookupError."""
         for path in paths:

@@ -66,6 +66,18 @@ class Tasks:
     def __iter__(self) -> Iterable[Task]:
         return iter(self.by_address.values())
 
+    def still_there(self, address: int) -> bool:
+        """Whether an address that is no known task looks like one that has not been reaped.
+
+        __unhash_process() (kernel/exit.c) takes the number away from a task that is gone.
+        """
+        kind = "struct task_struct"
+        try:
+            thread = self._memory.value(kind, address, "thread_pid")
+            return bool(thread) and 0 < self._memory.value(kind, address, "pid") < MAX_TASKS
+        except MissingMemory:
+            return False
+
     def _add(self, address: int) -> None:
         try:
             task = self._task(address)
@@ -92,7 +104,7 @@ class Tasks:
         root = namespace + m.offset("struct pid_namespace", "idr.idr_rt.xa_head")
         slots = m.offset("struct xa_node", "slots")
         node_size = m.size("struct xa_node")
-        count = (node_size - slots) // 8
+        count = m.width("struct xa_node", "slots") // 8
         leaves: list[int] = []
         level = [m.u64(root)]
         for _depth in range(12):

@@ -5,8 +5,14 @@ program that makes the processes. A :class:`Scenario` is a group of processes wi
 answer has to say of them; all of them can hang in one guest at the same time.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from kwhy.errors import KwhyError
+from kwhy.lab.build import build_module, build_program
+from kwhy.lab.kernels import by_release
+from kwhy.link import Link
 
 HERE = Path(__file__).parent
 MODULE = HERE / "kwhy_hang.c"
@@ -167,3 +173,37 @@ SCENARIOS: tuple[Scenario, ...] = (
         "pipe", ("pr:pipe=0", "pf:fill=1"), (Edge("pr", "pipe-read"), Edge("pf", "pipe-write"))
     ),
 )
+
+LIMIT = 300.0
+"""Seconds in which all processes have to be in their waits; emulated, on a busy machine."""
+
+
+def start(link: Link, release: str, tasks: Iterable[str], files: Iterable[str] = ()) -> str:
+    """Put processes into their waits in the guest behind ``link``; what hang_tasks printed.
+
+    Raises KwhyError when a command in the guest fails.
+    """
+    kernel = by_release(release)
+    if kernel is None:
+        raise KwhyError(f"the lab has no kernel {release} to build a module for")
+    link.put(build_module(kernel, MODULE), "kwhy_hang.ko")
+    link.put(build_program(PROGRAM), "hang_tasks")
+    _run(link, "insmod", "kwhy_hang.ko")
+    for file in files:
+        _run(link, "mkdir", "-p", str(Path(file).parent))
+        _run(link, "touch", file)
+    return _run(link, "./hang_tasks", *tasks)
+
+
+def _run(link: Link, *argv: str) -> str:
+    out, errors = b"", b""
+    with link.stream("spawn", argv=list(argv), timeout=LIMIT) as messages:
+        for message in messages:
+            if message.kind == "out":
+                out += message.data
+            elif message.kind == "err":
+                errors += message.data
+            elif message.kind == "end" and message.header["status"]["code"] != 0:
+                why = errors.decode("utf-8", "replace").strip() or str(message.header["status"])
+                raise KwhyError(f"{argv[0]} failed in the guest: {why}")
+    return out.decode("utf-8", "replace")
