@@ -33,7 +33,7 @@ def start() -> Iterator[Start]:
                 while running:
                     running.popitem()[1].stop()
                 guest = running[series] = stack.enter_context(
-                    lab.start(series, f"spin-{os.getpid()}", replace(SETTINGS, keep=False))
+                    lab.start(series, f"spin-{os.getpid()}-{series}", replace(SETTINGS, keep=False))
                 )
                 kernel = by_release(guest.release)
                 assert kernel is not None
@@ -66,7 +66,9 @@ def spinning(guest: lab.Guest, command: str) -> Iterator[int]:
 
 def spin(guest: lab.Guest, tid: int, *options: str) -> Outcome:
     """Ask."""
-    return kwhy("spin", str(tid), "--lab", guest.name, "--json", *options)
+    answer = kwhy("spin", str(tid), "--lab", guest.name, "--json", *options)
+    assert answer.out, answer.err
+    return answer
 
 
 def judge(way: Way, verdict: dict[str, Any]) -> None:

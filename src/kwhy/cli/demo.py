@@ -45,6 +45,9 @@ HANG = Scene(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument(
+        "story", nargs="?", choices=("spin",), help="the fourth report: a bug that spins, found"
+    )
+    parser.add_argument(
         "--lab", metavar="VERSION", default="6.12", help="the kernel to show it on (default 6.12)"
     )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say what is being done")
@@ -53,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """All scenes in one guest; 0 when all were explained."""
+    if args.story == "spin":
+        from kwhy.cli import demo_spin
+
+        return demo_spin.run(args, _title)
     from kwhy import lab
     from kwhy.lab.build import build_program
     from kwhy.lab.incidents import PROGRAMS

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "hang": "who waits for what, who holds it, and is it a deadlock?",
     "call": "what does this kernel function return, and why? run offline",
     "spin": "why does this thread burn a processor?",
+    "watch": "what of a data structure does this command change?",
     "explore": "how could a data structure get into that state? shortest sequence, offline",
     "explain": "a saved case again, offline",
     "case": "show or check a saved case",

@@ -91,7 +91,8 @@ def stays(
 ) -> tuple[int | None, dict[int, Seen]]:
     """The index of the innermost place that was not entered while watched; None if all were.
 
-    The second are the counts of entries, by address.
+    Where nothing can be watched it is the first. The kernel's own entry code cannot be watched:
+    when all that it called was entered again, so was it. The second are the counts of entries.
     """
     counts: dict[int, Seen] = {}
     for start in range(0, len(found), OUTWARD):
@@ -102,8 +103,8 @@ def stays(
             seen = counts[place.entry]
             if seen.error is None and not seen.count and not seen.lost:
                 return index, counts
-        if all(counts[place.entry].error is not None for place in some):
-            return start, counts
+        if start == 0 and all(counts[place.entry].error is not None for place in some):
+            return 0, counts
     return None, counts
 
 

@@ -110,6 +110,14 @@ def parse_call(text: str, names: Names) -> Call:
     return parser.call()
 
 
+def parse_expression(text: str, names: Names) -> Any:
+    """The value of one expression as a drgn object. Raises ExpressionError."""
+    parser = _Parser(text, names)
+    value = parser.expression()
+    parser.finish()
+    return value
+
+
 class _Parser:
     def __init__(self, text: str, names: Names) -> None:
         if len(text) > MAX_LENGTH:
@@ -145,6 +153,11 @@ class _Parser:
 
     # -- the grammar -------------------------------------------------------------------------------
 
+    def finish(self) -> None:
+        """Raises ExpressionError unless all of the text was understood."""
+        if self.kind != "end":
+            raise self._fail("nothing may follow here")
+
     def call(self) -> Call:
         name = self.token
         if self.kind != "name":
@@ -160,8 +173,7 @@ class _Parser:
             end = self.start if self.kind != "end" else len(self.text)
             arguments.append(Argument(self.text[start:end].strip(), value, start))
         self._expect(")")
-        if self.kind != "end":
-            raise self._fail("nothing may follow the call")
+        self.finish()
         return Call(self.text, name, tuple(arguments))
 
     def _argument(self) -> Any:

@@ -6,6 +6,7 @@ searched whole proves that there is none of that length.
 
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -140,11 +141,18 @@ def search(
     return Outcome(None, "", depth, False, True, progress)
 
 
+def _quiet() -> None:
+    """In a worker: Ctrl-C is for the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _workers:
     """A way to expand batches: here, or in processes that are copies of this one."""
 
     def __init__(self, jobs: int) -> None:
-        self.pool = multiprocessing.get_context("fork").Pool(jobs) if jobs > 1 else None
+        fork = multiprocessing.get_context("fork")
+        self.pool = fork.Pool(jobs, _quiet) if jobs > 1 else None
 
     def __enter__(
         self,

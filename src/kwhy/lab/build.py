@@ -54,7 +54,7 @@ def build_module(
     headers = fetch.get(kernel, ["headers"], progress).headers_dir
     assert headers is not None
     given = sorted((definitions or {}).items())
-    key = hashlib.sha256(repr((text, kernel.version, given)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((text, kernel.version, given, "beside")).encode()).hexdigest()[:16]
 
     def make(temporary: Path) -> None:
         temporary.mkdir(parents=True)
@@ -84,7 +84,7 @@ def _build_module(
         "CC=gcc",
         # The symbol versions of Debian's build need vmlinux; without BTF the module loads as well.
         "CONFIG_DEBUG_INFO_BTF_MODULES=",
-        f"KCFLAGS={' '.join([f'-ffile-prefix-map={work}=', *flags])}",
+        f"KCFLAGS={' '.join([f'-ffile-prefix-map={work}=/.', *flags])}",
         *_without_unknown_flags(),
         "modules",
     ]
