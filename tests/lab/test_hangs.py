@@ -1,12 +1,13 @@
 """``kwhy hang`` against the truth of tasks that hang in known ways."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.desk import Outcome, kwhy, own_guest
+from tests.lab.desk import Outcome, kwhy, own_guest, run_in
 
 from kwhy import lab
 from kwhy.lab.hangs import FILE, REPORT, SCENARIOS, Scenario, start
@@ -133,3 +134,71 @@ def test_every_scenario(series: str, tmp_path: Path) -> None:
     dumped = kwhy("hang", "--core", str(core), "--json", *everything)
     assert [] == judge(Answer(dumped, names), SCENARIOS)
     core.unlink()
+
+
+#: Functions on the stacks of the scenarios, watched at their entry.
+WATCHED = (
+    "ksys_write vfs_write ksys_read vfs_read do_unlinkat vfs_unlink down_write down_read down "
+    "rwsem_down_write_slowpath rwsem_down_read_slowpath __down_common rt_mutex_slowlock futex_wait "
+    "do_futex __futex_wait futex_wait_queue locks_lock_inode_wait pipe_read pipe_write "
+    "anon_pipe_read anon_pipe_write wait_for_completion_state kernel_clone __wait_for_common "
+    "__percpu_down_read percpu_rwsem_wait do_lock_file_wait fcntl_setlk do_fcntl "
+    "__rt_mutex_slowlock_locked rt_mutex_slowlock_block schedule_timeout"
+)
+PLACES = ("di", "si", "dx", "cx", "r8", "r9")
+
+
+def watch(guest: lab.Guest) -> None:
+    """Record the argument registers at the entry of each function that this kernel has."""
+    fetch = " ".join(f"a{number}=%{place}:x64" for number, place in enumerate(PLACES))
+    script = "cd /sys/kernel/tracing; echo 8192 > buffer_size_kb; " + "".join(
+        f"echo 'p:t/{name} {name} {fetch}' >> kprobe_events 2> /dev/null; "
+        for name in WATCHED.split()
+    )
+    with lab.open_link(guest) as link:
+        run_in(link, "sh", "-c", f"{script} echo 1 > events/t/enable")
+
+
+def entered(guest: lab.Guest) -> dict[tuple[int, str], tuple[int, ...]]:
+    """The arguments of the last call of each function by each task."""
+    with lab.open_link(guest) as link:
+        run_in(link, "sh", "-c", "echo 0 > /sys/kernel/tracing/events/t/enable")
+        _status, out, _err = run_in(link, "cat", "/sys/kernel/tracing/trace")
+    found = {}
+    for line in out.splitlines():
+        hit = re.match(r"\s*\S.*-(\d+)\s+\[\d+\].*: (\w+): \(\S+\) (a0=.*)", line)
+        if hit:
+            values = tuple(int(word.split("=")[1], 16) for word in hit[3].split())
+            found[int(hit[1]), hit[2]] = values
+    return found
+
+
+@pytest.mark.slow
+def test_recovered_arguments_are_what_was_passed(series: str) -> None:
+    """No argument differs from what a probe at the function's entry saw."""
+    with own_guest(series, "args") as guest:
+        watch(guest)
+        names = hang(guest, SCENARIOS)
+        truth = entered(guest)
+        ended = {task.split(":")[0] for s in SCENARIOS for task in s.tasks if "exit=" in task}
+        pids = [str(number) for name, number in names.items() if name not in ended]
+        answer = Answer(kwhy("hang", "--lab", guest.name, "--json", *pids), names)
+    wrong, right, unknown = [], 0, 0
+    for task in answer.verdict["tasks"]:
+        for frame in task["stack"]:
+            passed = truth.get((task["tid"], frame["function"]))
+            if passed is None:
+                continue
+            for argument, value in zip(frame.get("args", ()), passed, strict=False):
+                if not argument["value"]:
+                    unknown += 1
+                    continue
+                told = int(argument["value"].replace("NULL", "0"), 0)
+                if (told ^ value) & 0xFFFFFFFF:
+                    wrong.append((frame["function"], argument, hex(value)))
+                else:
+                    right += 1
+    print(f"{series}: {right} arguments right, {len(wrong)} wrong, {unknown} not known")
+    assert [] == wrong
+    assert right > 60
+    assert right > 4 * unknown

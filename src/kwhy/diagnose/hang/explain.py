@@ -19,6 +19,10 @@ from kwhy.verdict.hang import Reading, Root, Verdict, Wait
 MAX_SHOWN = 5000
 """Tasks that an answer describes one by one; the rest are counted in a note."""
 
+FREEZES = "super_block->s_writers"
+FROZEN = "somebody has frozen the file system; it goes on when that is undone (fsfreeze --unfreeze)"
+"""The locks that freezing a file system (ioctl FIFREEZE) takes for writing, and who has them."""
+
 Again = Callable[[], Evidence | None]
 """A second, fresh reading of a live target; None where nothing can have changed."""
 
@@ -191,10 +195,11 @@ class _Answer:
         for number, claims in enumerate(groups.values()):
             first = claims[0]
             named = names.named(first, self.seen.stacks[first.task])
+            frozen = named.name.startswith(FREEZES)
             waits.append(
                 Wait(
                     id=number,
-                    kind=first.kind,
+                    kind="freeze" if frozen else first.kind,
                     address=f"{first.address:#x}" if first.address else "",
                     name=named.name,
                     object=named.object,
@@ -205,7 +210,7 @@ class _Answer:
                     known=first.sure,
                     candidates=self._tids(first.candidates),
                     behind=self._tids(dict.fromkeys(b for c in claims for b in c.behind)),
-                    note=first.note or None,
+                    note=FROZEN if frozen else first.note or None,
                     taken=tuple(
                         taken[owner][first.address]
                         for owner in first.owners

@@ -96,8 +96,6 @@ class Recognisers:
             for pattern, kind in self._plain:
                 if kind in ("rcu", "workqueue", "io", "fuse") and any(map(pattern.match, names)):
                     return replace(claim, kind=kind)
-        if claim.kind.startswith("percpu-rwsem") and "sb_start_write" in names:
-            return replace(claim, kind="freeze")
         return claim
 
     def _by_name(self, stack: Stack) -> Claim:

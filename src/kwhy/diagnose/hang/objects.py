@@ -229,7 +229,22 @@ class Objects:
         for mount in mounts:
             if mount and m.value("struct vfsmount", mount, "mnt_sb") == block:
                 return mount
-        return 0
+        return self._any_mount(block)
+
+    def _any_mount(self, block: int) -> int:
+        """The first mount of a file system, 0 for none.
+
+        Newer kernels' ``s_mounts`` points to it; before that it was the head of a list.
+        """
+        m = self._m
+        head = block + m.offset("struct super_block", "s_mounts")
+        first = m.u64(head)
+        if first in (0, head):
+            return 0
+        if m.has("struct mount", "mnt_instance"):
+            first -= m.offset("struct mount", "mnt_instance")
+        mount = first + m.offset("struct mount", "mnt")
+        return mount if m.value("struct vfsmount", mount, "mnt_sb") == block else 0
 
     def _path(self, dentry: int, vfsmount: int) -> str:
         """Names up to the root, mounts included when ``vfsmount`` is known."""

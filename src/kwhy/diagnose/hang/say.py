@@ -79,7 +79,10 @@ class Story:
             return "observed"
         if first == "possible":
             return "ambiguous"
-        return "unknown" if first == "unknown" else "observed"
+        if first != "unknown":
+            return "observed"
+        wait = next((w for w in self.waits if w.id == self.roots[0].wait), None)
+        return "observed" if wait is not None and wait.kind == "freeze" else "unknown"
 
     def summary(self) -> str:
         """One sentence: the worst that was found, and how much more there is."""
