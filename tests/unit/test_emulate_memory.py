@@ -86,6 +86,18 @@ def test_what_cannot_go_on_ends_the_run(code: str, kind: str) -> None:
     assert kind == run(code)[0].kind
 
 
+def test_compiled_and_python_hooks_write_down_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that reads and writes: blocks, steps, accesses and registers are equal."""
+    tracks = []
+    loop = "b903000000 488b18 48895808 480fc8 480fc8 ffc9 75f0"
+    for hooks in ("", "python"):
+        monkeypatch.setenv("KWHY_HOOKS", hooks)
+        _end, machine, _space = run(loop, detail=True)
+        tracks.append(machine.track)
+    assert 1 + 3 * 6 == len(tracks[0].steps)
+    assert tracks[1] == tracks[0]
+
+
 def test_detail_tracks_each_instruction_and_access() -> None:
     """mov rbx, [rax]; mov [rax+8], rbx: two steps, a read and a write with their values."""
     _end, machine, _space = run("488b18 48895808", detail=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kwhy.arch import Arch
-from kwhy.emulate.machine import GENERAL, Access, Track
+from kwhy.emulate.machine import GENERAL
+from kwhy.emulate.track import Access, Track
 from kwhy.flow.cfg import Code, annotate, base_name
 from kwhy.flow.ir import Effect, Expr, Insn
 from kwhy.flow.state import Condition, Flags, decide

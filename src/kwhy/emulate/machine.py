@@ -4,7 +4,7 @@ What a machine cannot decide by itself it asks its :class:`Scene`: a page that i
 planted trap, an undefined instruction.  Nothing here knows of kernels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import unicorn
@@ -12,11 +12,12 @@ from unicorn import UcError
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.emulate.hooks import attach
 from kwhy.emulate.memory import Memory, OutOfSlots
+from kwhy.emulate.track import Track
 from kwhy.errors import KwhyError
 
 MAX_BLOCKS = 2_000_000
-MAX_TRACE = 2_000_000
 
 Kind = Literal["returned", "stopped", "fault", "exception", "bound", "unsupported"]
 
@@ -28,34 +29,6 @@ class End:
     kind: Kind
     address: int
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """A memory access by the instruction at index ``step`` of the trace; ``value`` little-endian.
-
-    What a write stores, what a read finds.
-    """
-
-    step: int
-    write: bool
-    address: int
-    size: int
-    value: int
-
-
-@dataclass(slots=True)
-class Track:
-    """What ran: basic blocks as (address, size in bytes), and in detail each instruction.
-
-    ``registers[i]`` are the general registers when instruction ``entries[i]`` of ``steps`` began a
-    block. The three lists of detail stay empty when nobody asked for them.
-    """
-
-    blocks: list[tuple[int, int]] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    accesses: list[Access] = field(default_factory=list)
-    registers: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Scene(Protocol):
@@ -91,7 +64,7 @@ class Machine:
     def __init__(self, memory: Memory, scene: Scene, detail: bool = False) -> None:
         self.memory = memory
         self.scene = scene
-        self.track = Track()
+        self._track: Track | None = Track()
         self._limit = MAX_BLOCKS
         self._event: _Event | None = None
         self._error: BaseException | None = None
@@ -101,14 +74,9 @@ class Machine:
         self._uc.hook_add(unicorn.UC_HOOK_TLB_FILL, self._fill)
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
         self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
-        self._uc.hook_add(unicorn.UC_HOOK_BLOCK, self._block)
         for instruction in arch.PORT_INSTRUCTIONS:
             self._uc.hook_add(unicorn.UC_HOOK_INSN, self._port, aux1=instruction)
-        self._detail = detail
-        if detail:
-            self._uc.hook_add(unicorn.UC_HOOK_CODE, self._step)
-            kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
-            self._uc.hook_add(kinds, self._access)
+        self._hooks = attach(self._uc, memory, _GENERAL_IDS, detail)
 
     # -- registers ---------------------------------------------------------------------------------
 
@@ -128,8 +96,19 @@ class Machine:
 
         Errors of the memory's source other than MissingMemory pass through.
         """
-        self.track = Track()
         self._limit = limit
+        self._hooks.begin(limit)
+        self._track = None
+        return self._run(start, until)
+
+    @property
+    def track(self) -> Track:
+        """What the last run did; made when it is asked for."""
+        if self._track is None:
+            self._track = self._hooks.track()
+        return self._track
+
+    def _run(self, start: int, until: int) -> End:
         self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
         self.set(arch.PC, start)
         while True:
@@ -143,6 +122,8 @@ class Machine:
                 error_, self._error = self._error, None
                 raise error_
             here = self.get(arch.PC)
+            if self._hooks.full:
+                self._event = _Event("bound", here)
             if self._event is None:
                 if here == until:
                     return End("returned", here)
@@ -209,25 +190,3 @@ class Machine:
         self._event = _Event("port", self.get(arch.PC))
         uc.emu_stop()
         return 0
-
-    def _block(self, uc: Any, address: int, size: int, _data: Any) -> None:
-        track = self.track
-        track.blocks.append((address, size))
-        if self._detail:
-            track.registers[len(track.steps)] = tuple(uc.reg_read_batch(_GENERAL_IDS))
-        if len(track.blocks) >= self._limit or len(track.steps) >= MAX_TRACE:
-            self._event = _Event("bound", address)
-            uc.emu_stop()
-
-    def _step(self, _uc: Any, address: int, _size: int, _data: Any) -> None:
-        self.track.steps.append(address)
-
-    def _access(self, _uc: Any, kind: int, place: int, size: int, value: int, _data: Any) -> None:
-        memory = self.memory
-        address = memory.virtual(place)
-        write = kind == unicorn.UC_MEM_WRITE
-        if not write:
-            value = int.from_bytes(memory.read(address, size), "little")
-        self.track.accesses.append(
-            Access(len(self.track.steps) - 1, write, address, size, value & ((1 << 8 * size) - 1))
-        )

@@ -96,9 +96,7 @@ def load(path: Path) -> Model:
     except SyntaxError as error:
         caret = " " * max(0, (error.offset or 1) - 1) + "^"
         line = (error.text or "").rstrip()
-        raise InputError(
-            f"{path}:{error.lineno}: {error.msg}\n    {line}\n    {caret}"
-        ) from None
+        raise InputError(f"{path}:{error.lineno}: {error.msg}\n    {line}\n    {caret}") from None
     except ValueError as error:
         raise InputError(f"{path}: is no text: {error}") from None
     module = ModuleType(path.stem)

@@ -131,9 +131,7 @@ def search(
             progress.levels.append(len(frontier))
             if bad:
                 first_bad = min(bad, key=lambda each: each.path)
-                return Outcome(
-                    first_bad.path, first_bad.bad or "", level, False, True, progress
-                )
+                return Outcome(first_bad.path, first_bad.bad or "", level, False, True, progress)
             if not frontier:
                 return Outcome(None, "", level, True, True, progress)
             if len(seen) > MAX_STATES:
@@ -169,9 +167,7 @@ class _workers:
             self.pool.terminate()
 
 
-def wander(
-    model: Model, world: World, *, steps: int, depth: int, seed: int = 0
-) -> Outcome:
+def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0) -> Outcome:
     """Random walks of at most ``depth`` steps; what is found need not be the shortest."""
     chance = random.Random(seed)
     begun = time.monotonic()

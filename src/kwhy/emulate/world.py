@@ -3,7 +3,6 @@
 What models for ``kwhy explore`` are written against.
 """
 
-
 from kwhy.arch import x86_64_emulation as machine_arch
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.ground import Ground
@@ -107,5 +106,3 @@ class World:
             signed = types.is_signed(found.type)
             self._fields[struct, path] = (found.offset, found.size, signed)
         return self._fields[struct, path]
-
-
