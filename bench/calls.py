@@ -1,6 +1,6 @@
 """How fast kernel code runs offline, beside the emulator without any hook, on the same code.
 
-The code is the kernel's own crc32_be() over 1 MiB of the kernel's memory: some millions of instructions
+The code is crc32_be(), the kernel's own, over 1 MiB of its memory: some millions of instructions
 that no page fault interrupts after the first run.
 """
 
