@@ -202,3 +202,31 @@ def test_recovered_arguments_are_what_was_passed(series: str) -> None:
     assert [] == wrong
     assert right > 60
     assert right > 4 * unknown
+
+
+LOAD = """
+while :; do find /usr /lib -type f | head -500 | xargs cat; done > /dev/null 2>&1 &
+while :; do tar cf - /usr/lib/python3* | cat | tar tf -; done > /dev/null 2>&1 &
+while :; do dd if=/dev/zero of=/tmp/x bs=4k count=2000; sync; rm /tmp/x; done > /dev/null 2>&1 &
+while :; do mkdir -p /tmp/d; touch /tmp/d/1; mv /tmp/d/1 /tmp/d/2; rm -r /tmp/d; done 2>/dev/null &
+while :; do mkdir -p /tmp/d; touch /tmp/d/3; rm -f /tmp/d/3; done 2> /dev/null &
+for i in 1 2 3; do (while :; do flock /tmp/l sleep 0.01; done) & done
+sleep 60000
+"""
+
+
+@pytest.mark.slow
+def test_a_busy_guest_has_no_deadlock(tmp_path: Path) -> None:
+    """Tasks that contend for locks, pipes and the disk are never called a deadlock."""
+    script = tmp_path / "load.sh"
+    script.write_text(LOAD)
+    with own_guest("6.12", "busy") as guest:
+        with lab.open_link(guest) as link:
+            link.put(script, "/root/load.sh")
+            run_in(link, "sh", "-c", "setsid sh /root/load.sh > /dev/null 2>&1 & sleep 3")
+        for _look in range(20):
+            found = kwhy("hang", "--lab", guest.name, "--json")
+            if found.out:
+                assert ([], None) == (found.verdict["cycles"], found.verdict.get("possible"))
+            else:
+                assert "no task is stuck" in found.err

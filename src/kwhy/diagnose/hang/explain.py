@@ -34,6 +34,12 @@ def explain(kernel: Kernel, pids: Iterable[int] = (), again: Again = lambda: Non
     FeatureError when the target's memory or types do not even give the list of tasks.
     """
     memory = Memory(kernel)
+    if memory.type("struct task_struct") is None:
+        raise FeatureError(
+            "the layout of the kernel's structures is not known: it has no BTF that can be read; "
+            "give its debug symbols with --debuginfo PATH",
+            "BTF",
+        )
     try:
         first = survey(memory)
     except (MissingMemory, LookupError) as error:
