@@ -53,8 +53,9 @@ unit: venv ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: venv ## the measurements beside trace-cmd and strace, in one guest
+bench: venv ## the measurements beside trace-cmd, strace and drgn
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.hang
 
 .PHONY: lock
 lock: venv ## remake requirements.lock from pyproject.toml

@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import measures
+from bench.calls import calls
 from bench.guest import bench_guest
 
 MEASURES = {
     "verdict": measures.verdict,
     "slowdown": measures.slowdown,
     "decoding": measures.decoding,
+    "calls": calls,
 }
 
 
@@ -61,6 +63,22 @@ def show(results: dict[str, Any]) -> None:
             f"{found['kwhy_per_second']:,.0f}/s", f"{found['trace_cmd_per_second']:,.0f}/s",
             f"{found['times']:.1f}", "> 5",
         )  # fmt: skip
+    if found := results.get("calls"):
+        for what, aim in (("plain", 0.7), ("logged", 0.3)):
+            table.add_row(
+                f"kernel code offline, {what} | bare unicorn",
+                f"{found[f'{what}_per_second'] / 1e6:,.0f} M/s",
+                f"{found['bare_per_second'] / 1e6:,.0f} M/s",
+                f"{found[f'{what}_of_bare']:.2f}", f"> {aim}",
+            )  # fmt: skip
+        table.add_row(
+            "slicing per instruction", f"{found['slicing_us_per_instruction']:.1f} µs", "", "",
+            "< 2 µs",
+        )  # fmt: skip
+        table.add_row("undoing per page", f"{found['rollback_us_per_page']:.1f} µs", "", "", "")
+        table.add_row(
+            "first call on a dump", f"{found['first_call_seconds']:.1f} s", "", "", "< 1.5 s"
+        )
     Console().print(table)
 
 

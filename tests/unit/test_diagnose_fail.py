@@ -14,8 +14,8 @@ from kwhy.diagnose.analysis import analyse, probe_addresses, probe_definitions
 from kwhy.diagnose.fail import explain_call
 from kwhy.diagnose.sites import Site, held, led_to, locate
 from kwhy.errors import NothingToExplain
-from kwhy.flow.cfg import Code, Segment
-from kwhy.flow.explore import Decision, Node, entry_state
+from kwhy.flow.cfg import Code
+from kwhy.flow.explore import Decision
 from kwhy.flow.terms import sym
 from kwhy.kernel.lines import SourceFrame
 from kwhy.kernel.model import Kernel
@@ -285,8 +285,7 @@ def test_the_inside_of_a_predicate_is_not_its_result(text: str, expected: bool) 
     assert place.condition is not None
     given = replace(place, condition=replace(place.condition, core=text, text=text, atom=text))
     decision = Decision(BRANCH, "branch", True, ("eq", sym("ret", 1, 0), 0, 4), F + 0x10)
-    ran = [Node(Segment(F + 0xA, [], "fall"), 0, entry_state(1))]
-    assert expected == held(kernel(), given, decision, ran, [])
+    assert expected == held(kernel(), given, decision, [F + 0xA], [])
 
 
 def test_lines_that_would_have_run_tell_when_the_comparison_does_not() -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from . import blobs, facts, journal, kcore, probe, record
+from . import blobs, facts, journal, kcore, probe, record, sampling
 from .errors import AgentError
 from .process import start
 from .server import Operation, Request
@@ -33,6 +33,8 @@ class Agent(object):
             "put_file": self.put_file,
             "spawn": self.spawn,
             "record": self.record,
+            "threads": sampling.threads,
+            "sample": sampling.sample,
             "restore": self.restore,
             "echo": self.echo,
         }

@@ -16,7 +16,9 @@ class Arch:
     ``arguments`` are the registers of the calling convention in order, ``result`` the register of
     the returned value, ``clobbered`` those that a call may change. ``syscall_arguments`` are the
     members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets.
-    ``probe_registers`` maps register names to those of kprobe events.
+    ``probe_registers`` maps register names to those of kprobe events, ``sample_registers`` to
+    their bits in a perf sample. ``is_interrupt_entry``: whether a frame of that name means that an
+    interrupt is being handled on top of whatever ran.
     """
 
     name: str
@@ -34,6 +36,10 @@ class Arch:
     is_return_thunk: Callable[[str], bool]
     indirect_thunk: Callable[[str], str | None]
     probe_registers: dict[str, str]
+    sample_registers: dict[str, int]
+    is_interrupt_entry: Callable[[str], bool]
+    reads: Callable[[bytes, int], set[str]]
+    """The registers that one instruction (bytes, address) reads, also if it has no model."""
 
 
 def of(name: str) -> Arch:

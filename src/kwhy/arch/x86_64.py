@@ -95,6 +95,11 @@ def indirect_thunk(name: str) -> str | None:
     return register if register in REGISTERS else ""
 
 
+def is_interrupt_entry(name: str) -> bool:
+    """Whether this symbol is an interrupt's way in (arch/x86/include/asm/idtentry.h)."""
+    return name.startswith(("asm_sysvec_", "asm_common_interrupt", "asm_exc_nmi"))
+
+
 _md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 _md.detail = True
 
@@ -267,7 +272,8 @@ def _arith(insn: capstone.CsInsn, m: str) -> tuple[tuple[Effect, ...], tuple[Eff
         size = ops[0].size
         a, b = _read(insn, ops[0]), _read(insn, ops[1])
         if ops[0].type == x86.X86_OP_MEM and ops[1].type != x86.X86_OP_IMM:
-            return (_no_flags(),), (), ""
+            # The bit may lie in another word than the one that is addressed.
+            return (_no_flags(), ("bittest", size, _address(insn, ops[0]), b)), (), ""
         return (("flags", "bit", size, a, b),), (), ""
     if m in ("btr", "bts", "btc") and n == 2:
         size = ops[0].size
@@ -391,6 +397,17 @@ def decode(code: bytes, address: int) -> list[Insn]:
     return out
 
 
+def reads(code: bytes, address: int) -> set[str]:
+    """The registers that the instruction at the start of ``code`` reads."""
+    out: set[str] = set()
+    for insn in _md.disasm(code, address, 1):
+        for reg in insn.regs_access()[0]:
+            sub = _register(reg)
+            if sub:
+                out.add(sub[0])
+    return out - {"rsp"}
+
+
 _WINDOW = 96  # bytes: capstone decodes all it is given before it hands out the first instruction
 
 
@@ -442,6 +459,8 @@ def _aim(item: Insn, insn: capstone.CsInsn, op: capstone.x86.X86Op) -> None:
         item.through = _read(insn, op)
 
 
+_SAMPLED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "flags")
+
 ARCH = Arch(
     name="x86_64",
     registers=tuple(REGISTERS),
@@ -470,4 +489,11 @@ ARCH = Arch(
         **{r: r[1:] if not r[1].isdigit() else r for r in REGISTERS},
         "flags": "flags",
     },
+    # enum perf_event_x86_regs, arch/x86/include/uapi/asm/perf_regs.h
+    sample_registers={
+        **{name: bit for bit, name in enumerate(_SAMPLED)},
+        **{f"r{number}": 8 + number for number in range(8, 16)},
+    },
+    is_interrupt_entry=is_interrupt_entry,
+    reads=reads,
 )

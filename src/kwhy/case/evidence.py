@@ -27,6 +27,7 @@ class MissingMemory(KwhyError):
     ) -> None:
         super().__init__(f"no kernel memory at {address:#x}: {why}")
         self.address = address
+        self.why = why
 
 
 @dataclass

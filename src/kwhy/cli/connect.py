@@ -1,4 +1,4 @@
-"""From the target options to a link."""
+"""From the target options to a link, or to the evidence behind it."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,19 +9,55 @@ from kwhy.errors import UsageError
 
 
 @contextmanager
-def connect(args: argparse.Namespace) -> Iterator[Any]:
-    """The link to the target that the options name; it is closed at the end, come what may."""
+def connect(args: argparse.Namespace, *, probe: bool = True) -> Iterator[Any]:
+    """The link to the target that the options name; it is closed at the end, come what may.
+
+    ``probe`` false leaves the target's features untried: trying the tracer can hang where a
+    processor spins.
+    """
     if args.core is not None:
         raise UsageError("--core is for verbs that only read memory")
     if args.lab is not None:
         from kwhy import lab
 
         parts = [p for p, o in (("debug", args.debuginfo), ("source", args.source)) if o == "auto"]
-        with lab.connect(args.lab, parts=parts) as connection:
+        with lab.connect(args.lab, parts=parts, probe=probe) as connection:
             yield connection.link
         return
     from kwhy.link import reach
 
-    link = reach.ssh(args.host) if args.host else reach.local()
+    link = reach.ssh(args.host, probe=probe) if args.host else reach.local(probe=probe)
     with link:
         yield link
+
+
+@contextmanager
+def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
+    """What the options name as evidence, for verbs that only read: a case, a dump, or live.
+
+    Closed at the end, come what may. Raises InputError for a file that cannot be used.
+    """
+    if args.case is not None:
+        from kwhy.case.casefile import CaseFile
+
+        yield CaseFile(args.case)
+    elif args.core is not None:
+        from kwhy.case.vmcore import VmcoreEvidence
+
+        yield VmcoreEvidence(args.core)
+    else:
+        from kwhy.case.live import LiveEvidence
+
+        with connect(args) as link:
+            yield LiveEvidence(link)
+
+
+def read_again(evidence: Any) -> Any:
+    """A fresh reading of a live target's memory; None for what stands still."""
+    from kwhy.case.live import LiveEvidence
+
+    if not isinstance(evidence, LiveEvidence):
+        return None
+    fresh = LiveEvidence(evidence.link, evidence.facts)
+    fresh.blobs, fresh.answers = evidence.blobs, evidence.answers
+    return fresh

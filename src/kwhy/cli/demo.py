@@ -5,8 +5,9 @@ import sys
 from dataclasses import dataclass
 
 from kwhy.cli.target import add_color_argument
+from kwhy.link import Link
 
-HELP = "Boot a real kernel, reproduce two field reports and explain them."
+HELP = "Boot a real kernel, reproduce three field reports and explain them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,19 @@ SCENES = (
     ),
 )
 
+HANG = Scene(
+    "hang_tasks",
+    "rm cannot be killed",
+    "A writer and a splicer take two locks of one inode in opposite order. The field report took\n"
+    "a day with a crash debugger and a disassembler.",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
+    parser.add_argument(
+        "story", nargs="?", choices=("spin",), help="the fourth report: a bug that spins, found"
+    )
     parser.add_argument(
         "--lab", metavar="VERSION", default="6.12", help="the kernel to show it on (default 6.12)"
     )
@@ -44,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Both scenes in one guest; 0 when both were explained."""
+    """All scenes in one guest; 0 when all were explained."""
+    if args.story == "spin":
+        from kwhy.cli import demo_spin
+
+        return demo_spin.run(args, _title)
     from kwhy import lab
     from kwhy.lab.build import build_program
     from kwhy.lab.incidents import PROGRAMS
@@ -55,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             _title(f"{number}. {scene.title}", scene.story)
             program = build_program(PROGRAMS / f"{scene.program}.c")
             worst = max(worst, _explain(connection.link, args, program, scene))
-    return worst
+        _title(f"{len(SCENES) + 1}. {HANG.title}", HANG.story)
+        return max(worst, _hang(connection.link, args, connection.guest.release))
 
 
 def _title(title: str, story: str) -> None:
@@ -74,3 +90,16 @@ def _explain(link: object, args: argparse.Namespace, program: object, scene: Sce
     verdict, evidence = fail.explain_live(link, given, [f"./{scene.program}"])
     sys.stderr.flush()
     return answer.give(verdict, evidence, given)
+
+
+def _hang(link: Link, args: argparse.Namespace, release: str) -> int:
+    from kwhy.case.live import LiveEvidence
+    from kwhy.cli import hang
+    from kwhy.lab import hangs
+
+    hangs.start(link, release, hangs.REPORT.tasks, hangs.REPORT.files)
+    print(f"$ kwhy hang --lab {args.lab}", flush=True)
+    parser = argparse.ArgumentParser()
+    hang.add_arguments(parser)
+    given = parser.parse_args(["--color", args.color])
+    return hang.give(LiveEvidence(link), given, "auto", "auto")

@@ -37,6 +37,18 @@ def run(args: argparse.Namespace) -> int:
     from kwhy.diagnose import rounds
 
     case = CaseFile(args.case)
+    if case.facts.question.get("verb") == "hang":
+        from kwhy.cli import hang
+
+        return hang.give(case, args, _place(args.debuginfo), _place(args.source))
+    if case.facts.question.get("verb") == "call":
+        from kwhy.cli import call
+
+        return call.give(case, args, _place(args.debuginfo), _place(args.source))
+    if case.facts.question.get("verb") == "spin":
+        from kwhy.cli import spin
+
+        return spin.explain_saved(case, args, _place(args.debuginfo), _place(args.source))
     asked = {"syscall": args.syscall, "errno": args.errno.upper() if args.errno else None}
     if any(asked.values()):  # another question than the one that the case was made for
         case.facts.question.update(asked)

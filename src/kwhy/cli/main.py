@@ -19,6 +19,11 @@ from kwhy.errors import KwhyError
 #: The verbs in the order of the help, each with one line that says what question it answers.
 VERBS: dict[str, str] = {
     "fail": "why did this system call fail?",
+    "hang": "who waits for what, who holds it, and is it a deadlock?",
+    "call": "what does this kernel function return, and why? run offline",
+    "spin": "why does this thread burn a processor?",
+    "watch": "what of a data structure does this command change?",
+    "explore": "how could a data structure get into that state? shortest sequence, offline",
     "explain": "a saved case again, offline",
     "case": "show or check a saved case",
     "doctor": "what this target can and cannot do, and what to do about it",

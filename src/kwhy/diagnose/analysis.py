@@ -90,8 +90,8 @@ def _tracer(
         clause = condition.kind == "if" and condition.else_line is None
         if not (clause and decision.kind == "branch") and condition.kind != "?:":
             return None
-        after, other_way = following(node, decision), instead(function, node, decision)
-        applied = held(kernel, site, decision, after, other_way)
+        after = [n.segment.start for n in following(node, decision)]
+        applied = held(kernel, site, decision, after, instead(function, node, decision))
         return None if applied else "guard"
 
     return Tracer(

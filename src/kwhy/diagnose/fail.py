@@ -361,7 +361,7 @@ class _Describer:
     def condition(self, finding: Finding, node: Node, decision: Decision, site: Site) -> Condition:
         """One branch as a condition of the verdict."""
         source = site.condition
-        after = following(node, decision)
+        after = [n.segment.start for n in following(node, decision)]
         function = finding.frame.function
         other_way = instead(function, node, decision)
         error = errno_name(finding.frame.want)

@@ -104,32 +104,52 @@ def held(
     kernel: Kernel,
     site: Site,
     decision: Decision,
-    after: list[Node],
+    after: list[int],
     other_way: list[int],
     error: str | None = None,
 ) -> bool:
-    """Whether the source condition was true when the branch went as it did.
+    """Whether the source condition was true when the branch went as it did; if unsure, True.
 
-    The comparison itself tells where source and machine compare alike; else the lines do that ran
-    next, or that would have run had it gone the other way; else the statement that makes ``error``
-    (ENOENT), to which the branch led.
+    See :func:`truth`.
+    """
+    if site.condition is None:
+        return decision.taken
+    found = truth(kernel, site, decision, after, other_way, error)
+    return True if found is None else found
+
+
+def truth(
+    kernel: Kernel,
+    site: Site,
+    decision: Decision,
+    after: list[int],
+    other_way: list[int],
+    error: str | None = None,
+    *,
+    same: bool = True,
+) -> bool | None:
+    """Whether the source condition was true when the branch went so; None when it is not clear.
+
+    ``after`` are addresses that ran next, ``other_way`` those that would have had it gone the other
+    way. The comparison itself tells where source and machine compare alike (never, unless
+    ``same``); else those lines do; else the statement that makes ``error`` (ENOENT), to which the
+    branch led.
     """
     condition = site.condition
     if condition is None:
-        return decision.taken
-    polarity = _by_polarity(condition, decision)
-    truth = None if _inside_the_predicate(kernel, condition, decision) else polarity
-    if truth is None:
-        truth = _by_lines(kernel, site, condition, [n.segment.start for n in after])
-    if truth is None:
+        return None
+    polarity = _by_polarity(condition, decision) if same else None
+    found = None if _inside_the_predicate(kernel, condition, decision) else polarity
+    if found is None:
+        found = _by_lines(kernel, site, condition, after)
+    if found is None:
         other = _by_lines(kernel, site, condition, other_way)
-        truth = None if other is None else not other
-    if truth is None:
-        truth = _by_chain(kernel, site, condition, other_way)
-    if truth is None and error is not None:
-        truth = _by_error(kernel, site, condition, error)
-    truth = polarity if truth is None else truth
-    return True if truth is None else truth
+        found = None if other is None else not other
+    if found is None:
+        found = _by_chain(kernel, site, condition, other_way)
+    if found is None and error is not None:
+        found = _by_error(kernel, site, condition, error)
+    return polarity if found is None else found
 
 
 def _by_chain(
@@ -173,6 +193,8 @@ def _inside_the_predicate(kernel: Kernel, condition: SourceCondition, decision: 
     return not (result and kernel.symbols.vmlinux.variants(called[1]))
 
 
+# A macro such as RB_WARN_ON(buffer, !head): what the machine compares is negated inside.
+_NEGATING = re.compile(r"[A-Z][A-Z0-9_]*\(.*!")
 _WRAPPED = re.compile(r"(?:data_race|READ_ONCE|likely|unlikely|WARN_ON(?:_ONCE)?|)\((.*)\)$")
 
 
@@ -207,7 +229,7 @@ def _by_polarity(condition: SourceCondition, decision: Decision) -> bool | None:
     negated = negated != flipped
     if re.match(r"IS_ERR(_VALUE)?\(", core):
         truth = {"ugt": True, "uge": True, "ult": False, "ule": False}.get(op)
-    elif "?" in core or "&&" in core or "||" in core:
+    elif "?" in core or "&&" in core or "||" in core or _NEGATING.match(core):
         return None
     else:
         found = _COMPARISON.search(_outside(core))

@@ -4,11 +4,12 @@ Names come from types alone (prototypes and layouts, by DWARF or BTF), so that t
 a machine without debug symbols.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from kwhy.arch import Arch
+from kwhy.flow.cfg import Code
 from kwhy.flow.ir import INVERSE
-from kwhy.flow.origin import Tracer
 from kwhy.flow.state import Condition, split
 from kwhy.flow.terms import Facts, Term, domain, known, mask, signed
 from kwhy.kernel.model import Kernel
@@ -28,10 +29,19 @@ _BINARY = {
 Named = tuple[str, TypeRef | None]
 
 
-class Words:
-    """Names terms of the frames that a :class:`Tracer` explored."""
+class Frames(Protocol):
+    """Whose terms are named: frames by number, each (…, its function, the calls it made)."""
 
-    def __init__(self, kernel: Kernel, tracer: Tracer, arch: Arch) -> None:
+    @property
+    def frames(self) -> Mapping[int, tuple[Any, Any, Sequence[Any]]]: ...
+    @property
+    def code(self) -> Code: ...
+
+
+class Words:
+    """Names terms of the frames that somebody (a Tracer, say) explored."""
+
+    def __init__(self, kernel: Kernel, tracer: Frames, arch: Arch) -> None:
         self.kernel = kernel
         self.tracer = tracer
         self.arch = arch

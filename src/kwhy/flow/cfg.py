@@ -262,7 +262,7 @@ def uses_of(expr: Expr) -> set[str]:
     return out
 
 
-def _annotate(insn: Insn, arch: Arch) -> None:
+def annotate(insn: Insn, arch: Arch) -> None:
     """Fill in which registers an instruction reads before writing, and which it writes."""
     uses: set[str] = set()
     defines: set[str] = set()
@@ -348,7 +348,7 @@ def _build(code: Code, entry: int) -> Function:
             if insn.address == traced_call and at != traced_call:
                 todo.append(insn.address)
                 break
-            _annotate(insn, arch)
+            annotate(insn, arch)
             insns[insn.address] = insn
             if insn.kind in ("jump", "call") and insn.target is not None:
                 thunk = arch.indirect_thunk(code.name(insn.target))

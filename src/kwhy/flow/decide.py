@@ -35,9 +35,10 @@ class Decider:
 
     def deciding(self, explorer: Explorer, want: int, size: int, nodes: list[Node]) -> list[Edge]:
         """The deciding branches of all ways to ``nodes``, where ``want`` was returned."""
+        same = frozenset(node.result for node in nodes if node.result is not None)
 
         def passed(node: Node, decision: Decision, strictly: bool) -> bool:
-            if not self._is_open(explorer, node, decision, want, size):
+            if not self._is_open(explorer, node, decision, want, size, same):
                 return True
             kind = self.passing(explorer.function, node, decision) if self.passing else None
             if kind == "guard" and not _may_succeed(explorer, node, decision):
@@ -50,12 +51,18 @@ class Decider:
         return _last(nodes, passed, strictly=True) or _last(nodes, passed, strictly=False)
 
     def _is_open(
-        self, explorer: Explorer, node: Node, decision: Decision, want: int, size: int
+        self,
+        explorer: Explorer,
+        node: Node,
+        decision: Decision,
+        want: int,
+        size: int,
+        same: frozenset[Term],
     ) -> bool:
-        key = (id(node), decision.address, decision.taken, decision.index)
+        key = (id(node), decision.address, decision.taken, decision.index, same)
         if key not in self._open:
             self._open[key] = any(
-                explorer.may_differ(start, state, want & mask(size), size)
+                explorer.may_differ(start, state, want & mask(size), size, same)
                 for start, state in _other_ways(explorer, node, decision)
             )
         return self._open[key]

@@ -552,15 +552,19 @@ class Explorer:
 
     # --- is the outcome still open? -------------------------------------------------------
 
-    def may_differ(self, start: int, state: State, want: int, size: int) -> bool:
+    def may_differ(
+        self, start: int, state: State, want: int, size: int, same: frozenset[Term] = frozenset()
+    ) -> bool:
         """Whether some continuation from here, unobserved, can return other than ``want``.
 
-        Other arguments may come with it. Only a path that shows it counts: no answer within
-        bounds is no.
+        Other arguments may come with it, but not other values of the terms in ``same``, which are
+        what was returned. Only a path that shows it counts: no answer within bounds is no.
         """
 
         def differs(term: Term, facts: Facts) -> bool:
-            return not _joined(term) and assume(facts, "ne", term, want, size) is not None
+            if term in same or _joined(term):
+                return False
+            return assume(facts, "ne", term, want, size) is not None
 
         return self._may_return(start, state, differs)
 

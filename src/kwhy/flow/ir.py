@@ -22,6 +22,7 @@ Effects
     ``("swap", address, size, register)``
     ``("copy", to, from, count, unit)``      ``count`` units of ``unit`` bytes, upwards
     ``("fill", to, value, count, unit)``
+    ``("bittest", size, address, index)``    flags told by a bit of memory, counted from an address
 
 Conditions are named eq ne ult uge ule ugt slt sge sle sgt neg pos and others (never decided).
 """

@@ -116,6 +116,18 @@ def find_module(
                 elf = ElfFile(path)
                 if elf.has_debug_info() and (not build_id or elf.build_id() == build_id):
                     return path
+    return _lab_module(name, build_id) if where == "auto" and build_id else None
+
+
+def _lab_module(name: str, build_id: str) -> Path | None:
+    """A module that the lab compiled, the build-id exactly right; None if there is none."""
+    try:
+        built: Path = importlib.import_module("kwhy.lab.paths").cache_dir() / "modules"
+    except ImportError:
+        return None
+    for path in built.glob(f"*/{name}.ko"):
+        if ElfFile(path).build_id() == build_id:
+            return path
     return None
 
 

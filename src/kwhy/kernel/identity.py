@@ -17,14 +17,15 @@ class Identity:
     stext: int | None
 
 
-def vmcoreinfo(text: bytes | None) -> dict[str, str]:
-    """The KEY=VALUE lines of VMCOREINFO (Documentation/admin-guide/kdump/vmcoreinfo.rst).
+def vmcoreinfo_text(blob: bytes | None) -> bytes | None:
+    """The text of VMCOREINFO: ``blob`` itself, or the note in ELF notes (/proc/kcore's PT_NOTE)."""
+    return next((desc for name, _kind, desc in notes(blob or b"") if name == b"VMCOREINFO"), blob)
 
-    ``text`` is the note's text, or a blob of ELF notes that holds it (/proc/kcore's PT_NOTE).
-    """
-    text = next((desc for name, _kind, desc in notes(text or b"") if name == b"VMCOREINFO"), text)
+
+def vmcoreinfo(blob: bytes | None) -> dict[str, str]:
+    """The KEY=VALUE lines of VMCOREINFO (Documentation/admin-guide/kdump/vmcoreinfo.rst)."""
     out: dict[str, str] = {}
-    for line in (text or b"").decode("ascii", "replace").splitlines():
+    for line in (vmcoreinfo_text(blob) or b"").decode("ascii", "replace").splitlines():
         key, equals, value = line.strip("\0").partition("=")
         if equals:
             out[key] = value

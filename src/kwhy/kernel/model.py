@@ -8,7 +8,7 @@ from pathlib import Path
 from kwhy.case import diskcache
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.errors import InputError, KwhyError
-from kwhy.kernel import debuginfo, extable, lines, sourcetext, symbols
+from kwhy.kernel import debuginfo, extable, lines, program, sourcetext, symbols
 from kwhy.kernel import modules as loaded
 from kwhy.kernel.btf import Btf
 from kwhy.kernel.btftypes import BtfTypes
@@ -49,6 +49,7 @@ class Kernel:
         self._frames: dict[int, list[SourceFrame]] = {}
         self._texts: dict[str, str | None] = {}
         self._parsed: dict[str, SourceFile | None] = {}
+        self._module_places: list[Path] = []
         if isinstance(debug, Path):
             _ = self.vmlinux  # a wrong path is told at once
         if isinstance(source, Path):
@@ -66,6 +67,14 @@ class Kernel:
     @cached_property
     def _elf(self) -> ElfFile | None:
         return ElfFile(self.vmlinux) if self.vmlinux else None
+
+    def module_file(self, name: str, build_id: str | None) -> Path | None:
+        """The debug .ko of a module, None if there is none (or none is wanted)."""
+        if self.vmlinux is None:
+            return None
+        places: tuple[Where, Where] = (self._debug, self.vmlinux)
+        found = (debuginfo.find_module(self.release, name, build_id, place) for place in places)
+        return next((path for path in found if path is not None), None)
 
     @property
     def has_lines(self) -> bool:
@@ -215,6 +224,11 @@ class Kernel:
         symbol = None if found is None else table.symbol(found)
         return None if symbol is None else (symbol.name, symbol.address)
 
+    @property
+    def btf(self) -> Btf | None:
+        """The kernel's own BTF, None if it has none."""
+        return self._btf.vmlinux if self._btf else None
+
     @cached_property
     def _btf(self) -> BtfTypes | None:
         # The debug file's is the same and need not come over a link.
@@ -265,21 +279,23 @@ class Kernel:
         if module is None or module.name in self._lines.loaded:
             return
         build_id, sections = self._module_facts.get(module.name, ("", {}))
-        path = debuginfo.find_module(self.release, module.name, build_id, self._debug)
-        if path is None and self.vmlinux is not None:
-            path = debuginfo.find_module(self.release, module.name, build_id, self.vmlinux)
+        path = self.module_file(module.name, build_id)
         if path is None or not sections:
             self._lines.loaded.add(module.name)
             self.notes.append(f"no debug info (or section addresses) of module {module.name}")
             return
+        self._module_places.append(path.parent)
         self._lines.add_module(module.name, path, sections, module.ranges)
 
     @cached_property
     def _module_facts(self) -> dict[str, tuple[str, dict[str, int]]]:
-        """Build-id and section addresses per module, from the agent's "modules" blob (JSON)."""
+        """Build-id and section addresses per module: as the agent told, else from memory (JSON)."""
         out: dict[str, tuple[str, dict[str, int]]] = {}
+        data = self.evidence.blob("modules")
+        if data is None:
+            data = self.evidence.derived("modules from memory", lambda: program.module_facts(self))
         try:
-            rows = json.loads(self.evidence.blob("modules") or b"[]")
+            rows = json.loads(data or b"[]")
         except ValueError:
             rows = []
         for row in rows if isinstance(rows, list) else []:
@@ -315,9 +331,14 @@ class Kernel:
         return self._texts[file]
 
     def _read_source(self, file: str) -> str | None:
-        if self._source == "none" or self._source_root is None:
+        if self._source == "none":
             return None
-        return sourcetext.read_file(self._source_root, file)
+        # A module from outside of the tree has its source beside it, if anywhere.
+        for root in (self._source_root, *self._module_places):
+            text = sourcetext.read_file(root, file) if root is not None else None
+            if text is not None:
+                return text
+        return None
 
     def parsed(self, file: str) -> SourceFile | None:
         """A source file ready to be asked for conditions and statements, None without its text."""

@@ -146,6 +146,19 @@ class Table:
     def _code_address(self) -> NDArray[np.int64]:
         return self.address[self._code]
 
+    def code_starts(self, start: int, end: int) -> list[int]:
+        """Run-time addresses in [start, end) at which code symbols begin, each once, sorted."""
+        low, high = np.searchsorted(
+            self._code_labels, [self.relative(start), self.relative(end)], "left"
+        )
+        found = np.unique(self._code_labels[low:high])
+        return [(int(address) + self.bias) & MASK for address in found]
+
+    @cached_property
+    def _code_labels(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.address[self.kind & 0x0F == CODE]
+        return found
+
     def best(self, indices: list[int]) -> int:
         """The index to show among aliases: code before data, then ``rank``."""
         return min(
@@ -347,6 +360,11 @@ class Symbols:
                 if address < symbol.end:
                     return symbol
         return None
+
+    def code_starts(self, start: int, end: int) -> list[int]:
+        """Addresses in [start, end) at which functions begin, each once, sorted."""
+        found = [a for table in self._tables_of(start) for a in table.code_starts(start, end)]
+        return sorted(set(found))
 
     def names_at(self, address: int) -> list[str]:
         """Every name that starts at ``address``, best first."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from kwhy.errors import FeatureError, UsageError
@@ -35,20 +36,30 @@ def build_program(source: Path, flags: list[str] | None = None) -> Path:
     return made / source.stem
 
 
-def build_module(kernel: KernelVersion, source: Path, progress: Progress | None = None) -> Path:
+def build_module(
+    kernel: KernelVersion,
+    source: Path,
+    progress: Progress | None = None,
+    definitions: Mapping[str, int] | None = None,
+) -> Path:
     """Compile one C file as a module of ``kernel``; fetches its headers package first.
 
+    ``definitions`` are macros that the source finds defined.
+
     Debian's modules of 5.10 were made by gcc 10; the compiler of this machine will do, with a
-    warning in the kernel log. Raises UsageError with the compiler's first error, FeatureError.
+    warning in the kernel log. The source is kept beside the module, where its line table finds it.
+    Raises UsageError with the compiler's first error, FeatureError.
     """
     text = _read(source)
     headers = fetch.get(kernel, ["headers"], progress).headers_dir
     assert headers is not None
-    key = hashlib.sha256(repr((text, kernel.version)).encode()).hexdigest()[:16]
+    given = sorted((definitions or {}).items())
+    key = hashlib.sha256(repr((text, kernel.version, given, "beside")).encode()).hexdigest()[:16]
 
     def make(temporary: Path) -> None:
         temporary.mkdir(parents=True)
-        _build_module(kernel, headers, source, temporary)
+        flags = [f"-D{name}={value}" for name, value in given]
+        _build_module(kernel, headers, source, temporary, flags)
 
     made = make_once(
         cache_dir() / "modules" / key, f"waiting for another kwhy that compiles {source}", make
@@ -56,7 +67,9 @@ def build_module(kernel: KernelVersion, source: Path, progress: Progress | None 
     return made / f"{source.stem}.ko"
 
 
-def _build_module(kernel: KernelVersion, headers: Path, source: Path, out: Path) -> None:
+def _build_module(
+    kernel: KernelVersion, headers: Path, source: Path, out: Path, flags: list[str]
+) -> None:
     tree = headers / "usr" / "src" / f"linux-headers-{kernel.release}"
     work = out / "work"
     work.mkdir()
@@ -71,11 +84,13 @@ def _build_module(kernel: KernelVersion, headers: Path, source: Path, out: Path)
         "CC=gcc",
         # The symbol versions of Debian's build need vmlinux; without BTF the module loads as well.
         "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        f"KCFLAGS={' '.join([f'-ffile-prefix-map={work}=/.', *flags])}",
         *_without_unknown_flags(),
         "modules",
     ]
     _compile(command, source)
     (work / f"{source.stem}.ko").rename(out / f"{source.stem}.ko")
+    (work / source.name).rename(out / source.name)
     remove(work)
 
 

@@ -51,11 +51,13 @@ def connect(
     settings: Settings | None = None,
     progress: Progress | None = None,
     timeout: float = 120.0,
+    probe: bool = True,
 ) -> Connection:
     """Reach a named guest, or boot the kernel that ``target`` means in a disposable one.
 
     ``parts`` ("debug", "source") of that kernel are fetched as well if they are not cached; what
     the mirror no longer has is done without. ``settings`` are for a guest that is started here.
+    ``probe`` false leaves the guest's features untried.
     Raises UsageError, FeatureError, LinkError.
     """
     shown = progress or Progress()
@@ -71,7 +73,7 @@ def connect(
             if known:
                 _fetch_parts(known, parts, shown)
             disposable = False
-        link = open_link(running, timeout)
+        link = open_link(running, timeout, probe=probe)
         undo.pop_all()
     return Connection(running, link, disposable)
 
@@ -88,10 +90,13 @@ def start(
     return guest.start(kernel, agent_zipapp().read_bytes(), name, settings, shown)
 
 
-def open_link(running: Guest, timeout: float = 120.0) -> Link:
+def open_link(running: Guest, timeout: float = 120.0, *, probe: bool = True) -> Link:
     """A link to a fresh agent in a guest. Raises LinkError."""
     return over_socket(
-        running.open_agent(timeout), name=f"the guest {running.name}", timeout=timeout
+        running.open_agent(timeout),
+        name=f"the guest {running.name}",
+        timeout=timeout,
+        probe=probe,
     )
 
 

@@ -87,7 +87,7 @@ def over_socket(
     return link
 
 
-def ssh(host: str, *, python: str = "python3", timeout: float = 60.0) -> Link:
+def ssh(host: str, *, python: str = "python3", timeout: float = 60.0, probe: bool = True) -> Link:
     """An agent on ``[USER@]HOST``, sent over ssh; nothing is installed there.
 
     A user other than root needs password-less sudo.
@@ -99,6 +99,7 @@ def ssh(host: str, *, python: str = "python3", timeout: float = 60.0) -> Link:
         ["ssh", "-T", "-o", "ServerAliveInterval=10", "--", host, command],
         host,
         hello_timeout=timeout,
+        probe=probe,
         before=b"%d\n" % len(data) + data,
     )
 

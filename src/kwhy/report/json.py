@@ -2,9 +2,16 @@
 
 import json
 import sys
-from typing import TextIO
+from typing import Protocol, TextIO
 
-from kwhy.verdict import Verdict
+from kwhy.verdict import JSON
+
+
+class Verdict(Protocol):
+    """Of any kind."""
+
+    def to_json(self) -> JSON:
+        """The JSON object of the schema."""
 
 
 def dumps(verdict: Verdict) -> str:

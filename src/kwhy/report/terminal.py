@@ -7,7 +7,7 @@ boxes or colour: it reads the same in a pipe and by ear.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, TextIO
 
 from rich.console import Console
@@ -45,6 +45,17 @@ def show(
     ``color`` "auto" means: on a terminal, unless NO_COLOR is set. ``width`` in columns; None means
     the terminal's, 80 in a pipe.
     """
+    display(lambda columns: render(verdict, columns), file, color=color, width=width)
+
+
+def display(
+    draw: Callable[[int], Page],
+    file: TextIO | None = None,
+    *,
+    color: Color = "auto",
+    width: int | None = None,
+) -> None:
+    """Print the page that ``draw`` makes for a number of columns; the rest as for :func:`show`."""
     out = file or sys.stdout
     tty = out.isatty()
     wanted = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -61,7 +72,7 @@ def show(
     )
     if width is None:
         width = min(console.width, WIDEST) if tty else WIDTH
-    text = render(verdict, width).text(ascii=not _can_unicode(out))
+    text = draw(width).text(ascii=not _can_unicode(out))
     if not colored:
         out.write(text.plain)
     else:
@@ -186,10 +197,10 @@ def _why(page: Page, verdict: Verdict) -> None:
         shared = [c for c in verdict.conditions if _certain(c, verdict.candidates)]
         if shared:
             page.heading("what is certain:")
-            _conditions(page, shared)
+            conditions(page, shared)
     elif verdict.conditions:
         page.heading("why:")
-        _conditions(page, verdict.conditions, verdict.origin.statement if verdict.origin else None)
+        conditions(page, verdict.conditions, verdict.origin.statement if verdict.origin else None)
 
 
 def _certain(condition: Condition, candidates: Sequence[Candidate]) -> bool:
@@ -201,19 +212,20 @@ def _certain(condition: Condition, candidates: Sequence[Candidate]) -> bool:
     )
 
 
-def _conditions(
-    page: Page, conditions: Sequence[Condition], statement: Statement | None = None
+def conditions(
+    page: Page, chain: Sequence[Condition], statement: Statement | None = None
 ) -> None:
-    file = conditions[-1].file if conditions else None
-    for number, condition in enumerate(conditions, 1):
+    """A numbered chain of branches with their values, and the ``statement`` they led to."""
+    file = chain[-1].file if chain else None
+    for number, condition in enumerate(chain, 1):
         where = f"line {condition.line}" if condition.line else condition.offset or ""
         if condition.line and condition.file and condition.file != file:
             where = f"{condition.file}:{condition.line}"
-        lead = f"  {number}. " if len(conditions) > 1 else "  "
+        lead = f"  {number}. " if len(chain) > 1 else "  "
         page.write(
             (lead, "blue"),
             (f"{where}: " if where else "", "dim"),
-            (words.truth(condition, whole=True), _HEAD if number == len(conditions) else ""),
+            (words.truth(condition, whole=True), _HEAD if number == len(chain) else ""),
             hang=len(lead) + 2,
         )
         if condition.atom and condition.atom != condition.text:
@@ -222,7 +234,7 @@ def _conditions(
         if held:
             page.write((f"that is: {held}", ""), indent=len(lead) + 2, hang=len(lead) + 4)
         _operands(page, condition, len(lead) + 2)
-    leads = (conditions[-1].statement if conditions else None) or statement
+    leads = (chain[-1].statement if chain else None) or statement
     if leads is not None:
         text = " ".join(leads.text.split())
         so = f"so line {leads.line}: " if leads.line else "so: "
@@ -252,7 +264,7 @@ def _root(page: Page, verdict: Verdict, root: Root) -> None:
     shown = [e for e in verdict.source if _holds(e, spot) and not _holds(e, mine)]
     if shown:
         _excerpts(page, shown, root.file)
-    _conditions(page, root.conditions, root.statement)
+    conditions(page, root.conditions, root.statement)
 
 
 def _candidates(page: Page, verdict: Verdict) -> None:

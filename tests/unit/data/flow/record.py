@@ -83,9 +83,8 @@ def main() -> None:
         for node, decision in finding.deciding:
             site = locate(kernel, decision.address)
             function = finding.frame.function
-            truth = held(
-                kernel, site, decision, following(node, decision), instead(function, node, decision)
-            )
+            after = [n.segment.start for n in following(node, decision)]
+            truth = held(kernel, site, decision, after, instead(function, node, decision))
             sites[f"{decision.address:#x} {decision.taken}"] = [
                 site.function, site.condition.text if site.condition else "", truth,
             ]  # fmt: skip

@@ -1,0 +1,144 @@
+"""``kwhy hang`` on a dump with thousands of tasks: ``python -m bench.hang [--tasks 10000]``.
+
+Measured beside drgn in the same run: the time from the command line to the report, drgn's bare walk
+over all stacks of the same dump, and the share of parameters of all frames that have a value. Where
+both have one, they are compared.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kwhy import lab
+from kwhy.lab.hangs import FILE, REPORT, start
+
+MEMORY_OF_A_TASK = 0.12  # MiB: stacks, tables, bookkeeping
+
+
+def main() -> None:
+    """Boot, crowd, dump, measure, show."""
+    parser = argparse.ArgumentParser(prog="python -m bench.hang", description=__doc__)
+    parser.add_argument("--series", default="6.12", help="the lab kernel to measure on")
+    parser.add_argument("--tasks", type=int, default=10_000, help="how many wait for one mutex")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kwhy-bench-") as directory:
+        core = Path(directory) / "vmcore"
+        crowd(args.series, args.tasks, core)
+        show(measure(core))
+
+
+def crowd(series: str, tasks: int, core: Path) -> None:
+    """A dump of a guest in which the report's tasks hang and ``tasks`` wait for one mutex."""
+    settings = lab.Settings(keep=False, memory=1024 + int(tasks * MEMORY_OF_A_TASK))
+    waiting = ["busy:mutex=3,sleep=0", f"queue:after=ruby2,after=busy,crowd={tasks},mutex=3"]
+    with lab.start(series, settings=settings) as guest:
+        with lab.open_link(guest) as link:
+            start(link, guest.release, [*REPORT.tasks, *waiting], [FILE])
+        time.sleep(10 + tasks / 1000)  # the last of them are on their way into the queue
+        guest.dump(core)
+
+
+def measure(core: Path) -> dict[str, Any]:
+    """The figures for one dump."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "kwhy", "hang", "--core", str(core)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - begin
+    program, kernel, seen = _opened(core)
+    begin = time.monotonic()
+    tasks = frames = 0
+    for task in seen.stacks:
+        tasks += 1
+        frames += len(program.stack_trace(_task(program, task)))
+    walk = time.monotonic() - begin
+    return {
+        "headline": " ".join(done.stdout.split("\n\n")[0].split()),
+        "seconds": seconds,
+        "drgn_walk_seconds": walk,
+        "tasks": tasks,
+        "frames": frames,
+        **_parameters(program, kernel, seen),
+    }
+
+
+def _opened(core: Path) -> tuple[Any, Any, Any]:
+    from kwhy.case.vmcore import VmcoreEvidence
+    from kwhy.diagnose.hang.memory import Memory
+    from kwhy.diagnose.hang.survey import survey
+    from kwhy.kernel.model import open_kernel
+    from kwhy.kernel.program import open_program
+
+    kernel = open_kernel(VmcoreEvidence(core))
+    return open_program(kernel), kernel, survey(Memory(kernel))
+
+
+def _task(program: Any, address: int) -> Any:
+    import drgn
+
+    return drgn.Object(program, "struct task_struct *", address)
+
+
+def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
+    """How many parameters have a value, by kwhy, by drgn, by either; how often they differ."""
+    from kwhy.diagnose.hang.arguments import BY_DEBUG, Arguments
+
+    arguments = Arguments(kernel)
+    count: Counter[str] = Counter()
+    for task in list(seen.stacks)[:300]:
+        by_pc = {f.pc: f for f in program.stack_trace(_task(program, task)) if not f.is_inline}
+        for number, frame in enumerate(seen.stacks[task].frames):
+            for argument in arguments.frame(seen.stacks[task], number):
+                theirs = _drgn_value(by_pc.get(frame.pc), argument.name)
+                ours = None if not argument.value else argument.value.replace("NULL", "0")
+                count["parameters"] += 1
+                count["kwhy"] += ours is not None
+                count["without debug symbols"] += ours is not None and argument.source != BY_DEBUG
+                count["drgn"] += theirs is not None
+                if ours is not None and theirs is not None and argument.source != BY_DEBUG:
+                    same = (int(ours, 0) ^ theirs) & 0xFFFFFFFF == 0
+                    count["same" if same else "different"] += 1
+    return dict(count)
+
+
+def _drgn_value(frame: Any, name: str) -> int | None:
+    try:
+        value = frame[name]
+        return None if value.absent_ else int(value.value_())
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def show(found: dict[str, Any]) -> None:
+    """One table: ours, drgn's."""
+    table = Table(title=found["headline"])
+    for column in ("measure", "kwhy", "drgn"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    table.add_row(
+        f"{found['tasks']:,} tasks: dump to report | all stacks, bare",
+        f"{found['seconds']:.1f} s", f"{found['drgn_walk_seconds']:.1f} s",
+    )  # fmt: skip
+    total = found["parameters"]
+    table.add_row(
+        f"{total:,} parameters with a value",
+        f"{found['kwhy'] / total:.0%}", f"{found['drgn'] / total:.0%}",
+    )  # fmt: skip
+    table.add_row(
+        "  from code and stack alone", f"{found['without debug symbols'] / total:.0%}", "",
+    )  # fmt: skip
+    table.add_row(
+        "values that both have: the same, different",
+        f"{found.get('same', 0):,}", f"{found.get('different', 0):,}",
+    )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

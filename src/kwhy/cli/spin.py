@@ -1,0 +1,160 @@
+"""``kwhy spin``: why does this thread burn a processor?"""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kwhy.cli.connect import connect
+from kwhy.cli.target import add_target_arguments, positive_seconds
+from kwhy.errors import FeatureError, NothingToExplain, UsageError
+
+if TYPE_CHECKING:
+    from kwhy.case.live import LiveEvidence
+    from kwhy.diagnose.spin_watch import Run, Take
+    from kwhy.link import Link
+    from kwhy.verdict.call import CallVerdict
+    from kwhy.verdict.spin import Spin
+
+HELP = "Watch a thread that burns a processor: which loop it is in, and why it stays there."
+
+SECONDS = 3.0
+CHOOSE = 0.4  # s of looking at a process to find its hottest thread
+ANSWERED = frozenset({"endless", "slow", "lock"})
+"""The states of a thread that explain why it burns time in the kernel."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("tid", metavar="PID|TID", type=int, help="the thread, or its process")
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=positive_seconds,
+        default=SECONDS,
+        help=f"how long to watch it, about ({SECONDS:g})",
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="run the callees that keep the loop going offline, and tell why they answer so",
+    )
+    add_target_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch, explain, report; the result is the exit status."""
+    if args.core is not None:
+        raise UsageError("a dump stands still: kwhy spin needs a live target")
+    if args.case is not None:
+        raise UsageError("kwhy explain CASE tells of a saved thread again")
+    if args.html is not None:
+        raise UsageError("--html is not built yet; use --json or --save")
+    if args.tid < 1:
+        raise UsageError(f"no thread has the number {args.tid}")
+    with connect(args, probe=False) as link:
+        answer, evidence = watch(link, args)
+        return give(answer, evidence, args)
+
+
+def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]":
+    """Ask the live target. Raises NothingToExplain when there is no such thread."""
+    from kwhy.case.live import LiveEvidence
+    from kwhy.cli.fail import _teller, _where
+    from kwhy.diagnose import spin
+    from kwhy.kernel.model import open_kernel
+
+    say = _teller(args)
+    evidence = LiveEvidence(link)
+    tid, chosen = _choose(link, args.tid)
+    evidence.facts.question = {
+        "verb": "spin", "tid": tid, "seconds": args.seconds, "chosen": chosen,
+    }  # fmt: skip
+    kernel = open_kernel(evidence, *_where(args))
+
+    def peek(address: int, size: int) -> bytes | None:
+        return link.read_memory([(address, size)])[0]
+
+    run = _runner(evidence, args, tid) if args.deep else None
+    return spin.explain(evidence, kernel, _taker(link, tid, say), peek, run), evidence
+
+
+def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Run":
+    """Runs calls offline as that thread, each on a fresh reading of the memory."""
+
+    def run(text: str) -> "tuple[CallVerdict, dict[str, list[int]]]":
+        from kwhy.cli.connect import read_again
+        from kwhy.cli.fail import _where
+        from kwhy.diagnose.call import Question, explain
+        from kwhy.emulate.call import Caller
+        from kwhy.kernel.model import open_kernel
+
+        kernel = open_kernel(read_again(evidence), *_where(args))
+        verdict = explain(kernel, Question(text, task=tid, why=True), lambda: None)
+        return verdict, Caller(kernel, task=tid).entered(text)
+
+    return run
+
+
+def _choose(link: "Link", number: int) -> tuple[int, str | None]:
+    """The thread that is meant: of a process, the one that burns most; and why it was taken."""
+    try:
+        threads = link.call("threads", pid=number, seconds=CHOOSE)[0]["threads"]
+    except FeatureError as error:
+        raise _gone(error) from None
+    if len(threads) < 2 or all(each["pid"] != number for each in threads):
+        return number, None
+    hottest = max(threads, key=lambda t: t["spent_system_ticks"] + t["spent_user_ticks"])
+    return int(hottest["tid"]), f"the busiest of {len(threads)} threads of process {number}"
+
+
+def _gone(error: FeatureError) -> Exception:
+    return NothingToExplain(str(error)) if error.feature == "absent" else error
+
+
+def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
+    """Watches through the agent."""
+
+    def take(events: list[Any], seconds: float) -> tuple[dict[str, Any], dict[int, bytes]]:
+        first = events[0]["kind"] == "clock"
+        say(f"watching {'where it is' if first else 'what it passes'} for {seconds:.1f} s …")
+        data: dict[int, list[bytes]] = {}
+        try:
+            with link.stream(
+                "sample", timeout=seconds + 60, tid=tid, events=events, seconds=seconds,
+                others=first or None,
+            ) as stream:  # fmt: skip
+                for message in stream:
+                    if message.kind == "samples":
+                        data.setdefault(message.header["event"], []).append(message.data)
+                    elif message.kind == "end":
+                        return message.header, {n: b"".join(each) for n, each in data.items()}
+        except FeatureError as error:
+            raise _gone(error) from None
+        raise NothingToExplain("the target ended the watch without a result; try again")
+
+    return take
+
+
+def explain_saved(case: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -> int:
+    """The answer of a saved case again."""
+    from kwhy.diagnose import spin
+    from kwhy.kernel.model import open_kernel
+
+    return give(spin.explain(case, open_kernel(case, debuginfo, source)), case, args)
+
+
+def give(answer: "Spin", evidence: Any, args: argparse.Namespace) -> int:
+    """Save, print, and the exit status: 0 when it is known why the thread burns time."""
+    if getattr(args, "save", None) is not None:
+        evidence.save(args.save)
+    if args.json:
+        from kwhy.report import json
+
+        json.write(answer)
+    else:
+        from kwhy.report import spin as report
+        from kwhy.report import terminal
+
+        terminal.display(lambda width: report.render(answer, width), color=args.color)
+    known = answer.state in ANSWERED and answer.confidence in ("observed", "deduced")
+    return 0 if known else 1

@@ -1,0 +1,128 @@
+"""``kwhy watch``: what of a data structure does each step of a command change?"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kwhy.cli.target import add_target_arguments, check_put_files
+from kwhy.errors import FeatureError, UsageError
+
+if TYPE_CHECKING:
+    from kwhy.case.live import LiveEvidence
+    from kwhy.emulate.picture import Picture
+    from kwhy.link import Link
+    from kwhy.report.watch import Moment
+
+HELP = (
+    "Take a typed picture of a data structure before and after each step, and print what changed. "
+    "Steps are separated by a word that is three dashes: -- CMD1 --- CMD2."
+)
+SEPARATOR = "---"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    add_target_arguments(parser)
+    parser.add_argument("expression", metavar="EXPR", help="C-like: variables, fields, casts, *x")
+    parser.add_argument(
+        "--depth", metavar="N", type=int, default=2, help="follow pointers N times (2)"
+    )
+    parser.add_argument("--pin", metavar="CPU", type=int, help="run the commands on this CPU")
+    parser.add_argument("--repeat", metavar="N", type=int, default=1, help="do it all N times")
+    parser.add_argument(
+        "command", metavar="-- CMD ...", nargs=argparse.REMAINDER, help="what to run"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pictures and differences; 0 when something changed, 1 when nothing did."""
+    from kwhy.cli.connect import connect
+    from kwhy.report import terminal, watch
+
+    if args.core is not None or args.case is not None:
+        raise UsageError("what stands still cannot be watched: kwhy watch needs a live target")
+    if args.html is not None:
+        raise UsageError("--html is not built yet; use --json or --save")
+    if args.depth < 0 or args.repeat < 1:
+        raise UsageError("--depth takes 0 or more, --repeat 1 or more")
+    steps = _steps(args.command[1:] if args.command[:1] == ["--"] else args.command)
+    check_put_files(args.put)
+    with connect(args, probe=False) as link:
+        for put in args.put:
+            link.put(put.local, put.remote)
+        moments = list(_moments(link, args, steps * args.repeat))
+    if args.json:
+        print(json.dumps(watch.as_json(args.expression, moments), indent=2))
+    else:
+        terminal.display(
+            lambda width: watch.render(args.expression, moments, width), color=args.color
+        )
+    return 0 if any(moment.changes for moment in moments) else 1
+
+
+def _steps(words: list[str]) -> list[list[str]]:
+    steps: list[list[str]] = [[]]
+    for word in words:
+        if word == SEPARATOR:
+            steps.append([])
+        else:
+            steps[-1].append(word)
+    if not all(steps):
+        raise UsageError("give a command after --, and one on each side of every ---")
+    return steps
+
+
+def _moments(
+    link: "Link", args: argparse.Namespace, steps: list[list[str]]
+) -> "Iterator[Moment]":
+    """Run the steps; each with the picture after it and what it changed."""
+    from kwhy.case.live import LiveEvidence
+    from kwhy.emulate.picture import differences
+    from kwhy.report.watch import Moment
+
+    evidence = LiveEvidence(link)
+    evidence.facts.question = {"verb": "watch", "expression": args.expression}
+    kept: list[Any] = []
+    before = _picture(evidence, args)
+    kept.append({"step": None, "picture": before})
+    for words in steps:
+        pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
+        status, output = _run(link, [*pinned, *words], args.timeout)
+        after = _picture(evidence, args)
+        kept.append({"step": words, "picture": after})
+        yield Moment(tuple(words), status, output, differences(before, after), len(after))
+        before = after
+    if args.save is not None:
+        evidence.facts.extra["pictures"] = kept
+        evidence.save(args.save)
+
+
+def _picture(evidence: "LiveEvidence", args: argparse.Namespace) -> "Picture":
+    """On a fresh reading of the memory; what is the same at all times is kept."""
+    from kwhy.cli.connect import read_again
+    from kwhy.cli.fail import _where
+    from kwhy.emulate.picture import take
+    from kwhy.kernel.model import open_kernel
+
+    kernel = open_kernel(read_again(evidence), *_where(args))
+    return take(kernel, args.expression, args.depth, args.pin or 0)
+
+
+def _run(link: "Link", words: list[str], timeout: float | None) -> tuple[int, str]:
+    """A command's status and output. Raises UsageError when it cannot be started."""
+    output = b""
+    status: dict[str, Any] = {}
+    try:
+        with link.stream("spawn", timeout=timeout or 600.0, argv=words) as stream:
+            for message in stream:
+                if message.kind in ("out", "err"):
+                    output = (output + message.data)[-4096:]
+                elif message.kind == "end":
+                    status = message.header["status"]
+    except FeatureError as error:
+        raise UsageError(str(error)) from None
+    code = status.get("code")
+    return (-int(status.get("signal") or 0) if code is None else int(code)), output.decode(
+        "utf-8", "replace"
+    )

@@ -1,0 +1,303 @@
+"""What a kernel function returns, and why: from evidence and a question to a verdict."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kwhy.case.evidence import PAGE, Evidence, MissingMemory
+from kwhy.diagnose.executed import conditions, trace
+from kwhy.diagnose.words import errno_of, number
+from kwhy.emulate.call import Caller, Outcome, Passed
+from kwhy.emulate.memory import Change
+from kwhy.emulate.scene import KernelScene
+from kwhy.emulate.slice import decided
+from kwhy.emulate.syscall import dry_run
+from kwhy.flow.cfg import Code
+from kwhy.kernel.model import Kernel
+from kwhy.verdict import Evidence as Account
+from kwhy.verdict import KernelId
+from kwhy.verdict.call import Called, CallVerdict, Executed, Out, Value, Write
+
+MAX_WRITES = 200
+_LONGEST = 200
+OFFLINE = "executed offline, on copies of the target's memory: nothing ran on the target"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """``text`` is ``FUNC(ARG, ...)``, of a system call with ``syscall``.
+
+    ``task`` is a process number, None for the CPU's own task.
+    """
+
+    text: str
+    syscall: bool = False
+    cpu: int = 0
+    task: int | None = None
+    why: bool = False
+    trace: bool = False
+
+
+def explain(
+    kernel: Kernel, question: Question, again: Callable[[], Evidence | None]
+) -> CallVerdict:
+    """Run the call and tell what came of it.
+
+    ``again`` reads a live target once more (None: it stands still). Raises UsageError for a call
+    that cannot be made.
+    """
+    caller = Caller(kernel, question.cpu, question.task)
+    outcome = _run(caller, question)
+    verdict = _verdict(caller, question, outcome)
+    fresh = again()
+    if fresh is not None:
+        verdict = _compared(verdict, caller, question, outcome, fresh)
+    return verdict
+
+
+def _run(caller: Caller, question: Question) -> Outcome:
+    detail = question.why or question.trace
+    if question.syscall:
+        return dry_run(caller, question.text, detail=detail)
+    return caller.call(question.text, detail=detail)
+
+
+def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdict:
+    kernel, scene = caller.kernel, outcome.scene
+    ret = shown(scene, outcome.result) if outcome.result is not None else None
+    if ret is not None and question.syscall:
+        ret = replace(ret, text=errno_of(int(ret.value)))
+    name = outcome.function.name
+    syscall = question.text.partition("(")[0].strip() if question.syscall else None
+    call = f"{syscall or name}({', '.join(p.text for p in outcome.arguments)})"
+    if not outcome.returned:
+        summary = f"{call} does not return: {outcome.end.reason}"
+    elif ret is None:
+        summary = f"{call} returns nothing (void)"
+    else:
+        summary = f"{call} returns {ret.value}" + (f", {ret.text}" if ret.text else "")
+    history = None
+    if question.why or question.trace:
+        history = outcome.history(Code(kernel, caller.arch))
+    notes = [OFFLINE, *scene.notes, *kernel.notes]
+    return CallVerdict(
+        summary=summary,
+        confidence="observed" if outcome.returned else "unknown",
+        kernel=KernelId(release=kernel.release, build_id=kernel.build_id, arch=kernel.arch),
+        evidence=Account(emulated=outcome.instructions, notes=tuple(dict.fromkeys(notes))),
+        call=Called(
+            function=name,
+            args=tuple(p.text for p in outcome.arguments),
+            values=tuple(f"{p.value:#x}" for p in outcome.arguments),
+            cpu=question.cpu,
+            pid=question.task,
+            syscall=syscall,
+        ),
+        ret=ret,
+        because=conditions(kernel, history, decided(history)) if question.why and history else (),
+        executed=Executed(
+            instructions=outcome.instructions,
+            pages=outcome.pages,
+            blocks=len(scene.machine.track.blocks),
+            stopped_at=None if outcome.returned else scene.where(outcome.end.address),
+            reason=None if outcome.returned else outcome.end.reason,
+            skipped=tuple(scene.skipped),
+        ),
+        outs=tuple(_out(scene, out.name, out.object) for out in outcome.outs),
+        writes=_writes(caller, outcome),
+        trace=trace(kernel, history) if question.trace and history else (),
+    )
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def shown(scene: KernelScene, value: Any) -> Value:
+    """A drgn object as a reader wants it: numbers in full, pointers with what they lead to."""
+    import drgn
+
+    kind = value.type_
+    while kind.kind == drgn.TypeKind.TYPEDEF:
+        kind = kind.type
+    name = value.type_.type_name()
+    if kind.kind == drgn.TypeKind.POINTER:
+        address = value.value_()
+        return Value(value=f"{address:#x}", type=name, text=_pointer(scene, value, address))
+    if kind.kind in (drgn.TypeKind.INT, drgn.TypeKind.BOOL):
+        integer = int(value.value_())
+        meaning = errno_of(integer) if integer < -1 and kind.is_signed else None
+        return Value(value=str(integer), type=name, text=meaning)
+    text = value.format_(
+        type_name=False, dereference=False, member_type_names=False, members_same_line=True,
+        element_type_names=False, elements_same_line=True, implicit_elements=False,
+    )  # fmt: skip
+    return Value(value=text, type=name)
+
+
+def _pointer(scene: KernelScene, value: Any, address: int) -> str | None:
+    import drgn
+
+    if not address:
+        return "NULL"
+    error = errno_of(address - (1 << 64))
+    if error:
+        return error
+    target = value.type_.type if value.type_.kind == drgn.TypeKind.POINTER else None
+    if target is not None and target.unqualified().type_name() == "char":
+        return _string(scene, address)
+    symbol = scene.kernel.symbols.at(address)
+    if symbol is None:
+        return None
+    offset = address - symbol.address
+    return f"&{symbol.name}" + (f"+{offset:#x}" if offset else "")
+
+
+def _string(scene: KernelScene, address: int) -> str | None:
+    """The string at an address, as the code left it; None where there is none."""
+    room = min(PAGE - address % PAGE, _LONGEST)
+    try:
+        data, end, _ = scene.memory.read(address, room).partition(b"\0")
+    except MissingMemory:
+        return None
+    return f'"{data.decode("utf-8", "replace")}"' if end or room == _LONGEST else None
+
+
+def _out(scene: KernelScene, name: str, value: Any) -> Out:
+    found = shown(scene, value)
+    return Out(
+        name=name, value=found.value + (f" {found.text}" if found.text else ""), type=found.type
+    )
+
+
+# -- writes ----------------------------------------------------------------------------------------
+
+
+def _writes(caller: Caller, outcome: Outcome) -> tuple[Write, ...]:
+    places = _objects(caller, outcome.arguments, outcome.scene)
+    out: list[Write] = []
+    for change in outcome.changes:
+        out += _typed(caller.kernel, change, places, outcome.scene)
+        if len(out) >= MAX_WRITES:
+            break
+    return tuple(out[:MAX_WRITES])
+
+
+_Place = tuple[int, int, str, Any]
+"""Address, size, C expression of a pointer to it, type of what it points to."""
+
+
+def _objects(caller: Caller, arguments: Sequence[Passed], scene: KernelScene) -> list[_Place]:
+    """Structures whose place is known: what the arguments point to, and the current task."""
+    import drgn
+
+    types = caller.kernel.types
+    out: list[_Place] = []
+    for passed in arguments:
+        kind = passed.type
+        while kind is not None and kind.kind == drgn.TypeKind.TYPEDEF:
+            kind = kind.type
+        if kind is None or kind.kind != drgn.TypeKind.POINTER:
+            continue
+        found = types.named(kind.type.unqualified().type_name())
+        size = types.size(found) if found else None
+        if found is not None and size and types.is_struct(found):
+            out.append((passed.value, size, passed.text, found))
+    task = types.named("struct task_struct")
+    size = types.size(task) if task else None
+    if task is not None and size:
+        out.append((scene.task, size, "current", task))
+    return out
+
+
+def _typed(
+    kernel: Kernel, change: Change, places: Sequence[_Place], scene: KernelScene
+) -> list[Write]:
+    """A run of changed bytes, as the fields that it covers where they are known."""
+    out: list[Write] = []
+    at, end = change.address, change.address + len(change.after)
+    while at < end:
+        size, expr = _name(kernel, at, end - at, places, scene)
+        low = at - change.address
+        start = max(0, low)
+        before, after = (
+            int.from_bytes(data[start : low + size], "little")
+            for data in (change.before, change.after)
+        )
+        if before != after:
+            out.append(
+                Write(
+                    address=f"{at:#x}", size=size, expr=expr,
+                    before=number(before), after=number(after),
+                )
+            )  # fmt: skip
+        at += size
+    return out
+
+
+def _name(
+    kernel: Kernel, address: int, room: int, places: Sequence[_Place], scene: KernelScene
+) -> tuple[int, str]:
+    """How many bytes of a change to tell at once, and what they are."""
+    size = min(8 - address % 8, room)
+    for base, length, text, kind in places:
+        if base <= address < base + length:
+            found = kernel.types.member(kind, address - base, 1)
+            if found:
+                left = found[0].offset + found[0].size - (address - base)
+                return min(left, room, 8), f"{text}->{found[0].path}"
+    symbol = kernel.symbols.at(address)
+    if symbol is None:
+        offset = (address - scene.percpu) & ((1 << 64) - 1)
+        percpu = kernel.types.percpu(offset)
+        if percpu is not None:
+            return size, f"{percpu[0]} of CPU {scene.cpu}"
+        return size, f"*{address:#x}"
+    variable = kernel.types.variable(symbol.name)
+    inside = address - symbol.address
+    if variable is not None and kernel.types.is_struct(variable):
+        found = kernel.types.member(variable, inside, 1)
+        if found:
+            left = found[0].offset + found[0].size - inside
+            return min(left, room, 8), f"{symbol.name}.{found[0].path}"
+    return size, symbol.name + (f"+{inside:#x}" if inside else "")
+
+
+# -- a target that goes on -------------------------------------------------------------------------
+
+
+def _compared(
+    verdict: CallVerdict, caller: Caller, question: Question, outcome: Outcome, fresh: Evidence
+) -> CallVerdict:
+    """Read the touched pages of a live target again; run again on them when some are others."""
+    touched = sorted(outcome.scene.memory.loaded)
+    fresh.prefetch([(page, PAGE) for page in touched])
+    changed = [
+        page for page in touched if _page(fresh, page) != _page(caller.kernel.evidence, page)
+    ]
+    if not changed:
+        note = f"{len(touched)} pages were read twice and were the same"
+        return _noted(verdict, note)
+    other = _run(caller.on(fresh), question)
+    second = shown(other.scene, other.result) if other.result is not None else None
+    told = f"{len(changed)} of {len(touched)} pages changed between two readings"
+    same = other.end == outcome.end and second == verdict.ret
+    if same:
+        return _noted(verdict, f"{told}; both give the same result")
+    text = second.value if second else f"no result: {other.end.reason}"
+    note = f"{told}, and the second gives another result: {text}"
+    results = tuple(v for v in (verdict.ret, second) if v is not None)
+    if len(results) < 2:
+        return replace(_noted(verdict, note), confidence="unknown")
+    return replace(_noted(verdict, note), confidence="ambiguous", candidates=results)
+
+
+def _page(evidence: Evidence, page: int) -> bytes | None:
+    try:
+        return evidence.read(page, PAGE)
+    except MissingMemory:
+        return None
+
+
+def _noted(verdict: CallVerdict, note: str) -> CallVerdict:
+    account = verdict.evidence
+    return replace(verdict, evidence=replace(account, notes=(*account.notes, note)))

@@ -1,0 +1,1 @@
+"""Who waits for what, who holds it, and is it a deadlock."""

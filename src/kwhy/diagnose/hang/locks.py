@@ -1,0 +1,279 @@
+"""Waiting for sleeping locks: found on the waiter's stack, proven by the lock's own list."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.memory import MASK, Memory, kernel_pointer
+from kwhy.diagnose.hang.rings import Ring, Rings
+from kwhy.diagnose.hang.stacks import Frame, Stack
+from kwhy.diagnose.hang.tasks import Tasks
+
+ON_LIST = "on wait_list"
+_OWNER_FLAGS = 7  # low bits of mutex.owner and rwsem.owner
+_READER_OWNED = 1  # RWSEM_READER_OWNED
+_WRITER_LOCKED, _READER_SHIFT = 1, 8  # kernel/locking/rwsem.c
+_WAITING_FOR_WRITE = 0  # enum rwsem_waiter_type
+
+
+class Locks:
+    """Recognises who waits for which lock. ``stacks`` of all sleeping tasks, by task address."""
+
+    def __init__(self, memory: Memory, tasks: Tasks, stacks: dict[int, Stack]) -> None:
+        self._m, self._tasks, self._stacks = memory, tasks, stacks
+        self._rings = Rings(memory, tasks)
+        self._shown: dict[int, tuple[int, ...]] = {}
+        self._writers: dict[int, dict[int, int]] = {}
+
+    # -- the four with a list of waiters of the same shape -----------------------------------------
+
+    def mutex(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct mutex``: its owner is in the lock."""
+        found = self._queued(stack, "struct mutex", "struct mutex_waiter")
+        if found is None:
+            return None
+        lock = found[0]
+        owner = self._m.value("struct mutex", lock, "owner") & ~_OWNER_FLAGS & MASK
+        claim = self._claim(stack, frame, "mutex", lock)
+        return self._owned(claim, owner, "the mutex is free; it is being handed over")
+
+    def rwsem(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct rw_semaphore``: a writer is recorded, of readers only their number."""
+        m = self._m
+        found = self._queued(stack, "struct rw_semaphore", "struct rwsem_waiter")
+        if found is None:
+            return None
+        lock, ring, node = found
+        kind = "rwsem-read"
+        if m.value("struct rwsem_waiter", node, "type") == _WAITING_FOR_WRITE:
+            kind = "rwsem-write"
+        claim = self._claim(stack, frame, kind, lock)
+        count = m.value("struct rw_semaphore", lock, "count")
+        owner = m.value("struct rw_semaphore", lock, "owner")
+        if count & _WRITER_LOCKED:
+            return self._owned(claim, owner & ~_OWNER_FLAGS & MASK, "its writer is just changing")
+        readers = count >> _READER_SHIFT & (1 << 54) - 1
+        if not readers:
+            return replace(claim, note="the rwsem is free; it is being handed over")
+        return self._read_held(claim, ring, readers, owner)
+
+    def _read_held(self, claim: Claim, ring: Ring, readers: int, owner: int) -> Claim:
+        """Readers are counted, not recorded: who took it last, and who shows it on the stack."""
+        candidates = self._likely(claim.address, ring)
+        last = owner & ~_OWNER_FLAGS & MASK if owner & _READER_OWNED else 0
+        if last == claim.task or last not in self._tasks.by_address:
+            last = 0
+        behind: tuple[int, ...] = ()
+        if claim.kind == "rwsem-read":
+            before = self._writer_before(claim.address, ring).get(claim.task)
+            behind = (before,) if before else ()
+        count = "1 reader holds it" if readers == 1 else f"{readers} readers hold it"
+        if last:
+            candidates = tuple(dict.fromkeys((last, *candidates)))
+            count += f"; the last to take it was {self._tasks.by_address[last].tid}"
+        note = f"{count}; the kernel does not record which"
+        return replace(claim, candidates=candidates, behind=behind, note=note)
+
+    def _writer_before(self, lock: int, ring: Ring) -> dict[int, int]:
+        """For each reader in a queue the last writer queued before it, who has to go first."""
+        if lock not in self._writers:
+            kind = "struct rwsem_waiter"
+            at = self._m.offset(kind, "list")
+            found, writer = {}, 0
+            for node, task in ring.waiters:
+                if self._m.value(kind, node - at, "type") == _WAITING_FOR_WRITE:
+                    writer = task
+                elif writer:
+                    found[task] = writer
+            self._writers[lock] = found
+        return self._writers[lock]
+
+    def semaphore(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct semaphore``: nobody owns one; newer kernels keep the last that took it."""
+        m = self._m
+        found = self._queued(stack, "struct semaphore", "struct semaphore_waiter")
+        if found is None:
+            return None
+        lock = found[0]
+        claim = self._claim(stack, frame, "semaphore", lock)
+        if m.has("struct semaphore", "last_holder"):
+            last = self._tasks.by_address.get(m.value("struct semaphore", lock, "last_holder"))
+            if last is not None and last.address != stack.task.address:
+                note = "semaphores have no owner; this task took it last"
+                return replace(claim, candidates=(last.address,), note=note)
+        return replace(
+            claim, candidates=self._likely(lock, found[1]), note="semaphores have no owner"
+        )
+
+    # -- the others --------------------------------------------------------------------------------
+
+    def rt_mutex(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct rt_mutex``: the task itself says what it is blocked on."""
+        m = self._m
+        waiter = m.value("struct task_struct", stack.task.address, "pi_blocked_on")
+        if not waiter or m.value("struct rt_mutex_waiter", waiter, "task") != stack.task.address:
+            return None
+        lock = m.value("struct rt_mutex_waiter", waiter, "lock")
+        kind = "struct rt_mutex_base" if m.type("struct rt_mutex_base") else "struct rt_mutex"
+        owner = m.value(kind, lock, "owner") & ~1 & MASK
+        claim = Claim(
+            stack.task.address, "rt_mutex", lock, "task->pi_blocked_on", frame.name, frame.cfa
+        )
+        return self._owned(claim, owner, "the rt_mutex is free; it is being handed over")
+
+    def completion(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct completion``: whoever completes it is not recorded."""
+        m = self._m
+        node_at = m.offset("struct swait_queue", "task_list")
+        task_at = m.offset("struct swait_queue", "task")
+        for at in _places(stack, stack.task.address):
+            node = at - task_at + node_at
+            if not m.linked(node):
+                continue
+            ring = self._rings.around(node, task_at - node_at)
+            if ring is None or ring.head is None:
+                continue
+            address = ring.head - m.offset("struct completion", "wait.task_list")
+            return Claim(stack.task.address, "completion", address, ON_LIST, frame.name, frame.cfa)
+        return None
+
+    def percpu_read(self, stack: Stack, frame: Frame) -> Claim | None:
+        """``struct percpu_rw_semaphore``, queued behind a writer; who writes is not recorded."""
+        return self._percpu(stack, frame)
+
+    def _percpu(self, stack: Stack, frame: Frame) -> Claim | None:
+        m = self._m
+        found = self.wait_queue(stack)
+        if found is None:
+            return None
+        address = head_of(found[1]) - m.offset("struct percpu_rw_semaphore", "waiters.head")
+        writes = "percpu_down_write" in stack.names
+        kind = "percpu-rwsem-write" if writes else "percpu-rwsem-read"
+        blocked = m.value("struct percpu_rw_semaphore", address, "block")
+        claim = Claim(stack.task.address, kind, address, ON_LIST, frame.name, frame.cfa)
+        writer = self._tasks.by_address.get(
+            m.value("struct percpu_rw_semaphore", address, "writer.task")
+        )
+        if blocked and writer is not None:
+            note = "this writer has locked it and waits for readers to leave"
+            return replace(claim, owners=(writer.address,), sure="observed", note=note)
+        return replace(
+            claim, candidates=self._likely(address, found[1]), note="who holds it is not recorded"
+        )
+
+    def percpu_write(self, stack: Stack, frame: Frame) -> Claim | None:
+        """A writer that waits for the readers of a ``struct percpu_rw_semaphore`` to leave."""
+        m = self._m
+        found = []
+        for word in _pointers(stack):
+            try:
+                writer = m.value("struct percpu_rw_semaphore", word, "writer.task")
+                if writer == stack.task.address:
+                    found.append(word)
+            except MissingMemory:
+                continue
+        if len(found) != 1:
+            return self._percpu(stack, frame)
+        candidates = self._likely(found[0], Ring(None, ((0, stack.task.address),)))
+        return Claim(
+            stack.task.address, "percpu-rwsem-write", found[0], "the lock's writer", frame.name,
+            frame.cfa, candidates=candidates, note="its readers are not recorded",
+        )  # fmt: skip
+
+    def wait_queue(self, stack: Stack) -> tuple[int, Ring] | None:
+        """(entry, ring with a head) of the queue the task hangs in by an entry on its stack."""
+        m = self._m
+        node_at = m.offset("struct wait_queue_entry", "entry")
+        task_at = m.offset("struct wait_queue_entry", "private")
+        for at in _places(stack, stack.task.address):
+            entry = at - task_at
+            if not m.linked(entry + node_at):
+                continue
+            ring = self._rings.around(entry + node_at, task_at - node_at)
+            if ring is not None and ring.head is not None:
+                return entry, ring
+        return None
+
+    # -- shared ------------------------------------------------------------------------------------
+
+    def _queued(self, stack: Stack, lock: str, waiter: str) -> tuple[int, Ring, int] | None:
+        """(lock, ring, waiter) where the waiter on the stack names the task and hangs in a list."""
+        m = self._m
+        node_at, task_at = m.offset(waiter, "list"), m.offset(waiter, "task")
+        headless = m.has(lock, "first_waiter")
+        for at in _places(stack, stack.task.address):
+            node = at - task_at + node_at
+            if not m.linked(node):
+                continue
+            ring = self._rings.around(node, task_at - node_at)
+            if ring is None or (ring.head is None) != headless:
+                continue
+            if ring.head is not None:
+                return ring.head - m.offset(lock, "wait_list"), ring, node - node_at
+            first_at = m.offset(lock, "first_waiter")
+            found = self._rings.pointing(ring, self._blockers(stack), first_at)
+            if found is None:
+                others = (word for word in _pointers(stack) if not stack.task.on_stack(word))
+                found = self._rings.pointing(ring, others, first_at)
+            if found is not None:
+                return found[0], found[1], node - node_at
+        return None
+
+    def _blockers(self, stack: Stack) -> Iterator[int]:
+        """What newer kernels keep in the task (include/linux/hung_task.h, sched.h)."""
+        for path in ("blocker", "blocked_on"):
+            if self._m.has("struct task_struct", path):
+                yield self._m.value("struct task_struct", stack.task.address, path) & ~3
+
+    def _claim(self, stack: Stack, frame: Frame, kind: str, lock: int) -> Claim:
+        return Claim(stack.task.address, kind, lock, ON_LIST, frame.name, frame.cfa)
+
+    def _owned(self, claim: Claim, owner: int, free: str) -> Claim:
+        if not owner:
+            return replace(claim, note=free)
+        task = self._tasks.by_address.get(owner)
+        if task is not None and task.state not in "ZX":
+            return replace(claim, owners=(owner,), sure="observed")
+        if task is None and self._tasks.still_there(owner):
+            return replace(claim, note=f"its owner {owner:#x} was not among the tasks listed")
+        who = f"{owner:#x} is no task any more: it" if task is None else f"{task.tid} {task.comm}"
+        note = f"its owner {who} ended without releasing the lock"
+        return replace(claim, note=note, sure="observed", extra=(("gone", owner),))
+
+    def _likely(self, lock: int, ring: Ring) -> tuple[int, ...]:
+        """Sleeping tasks with the lock's address on their stacks that do not wait for it.
+
+        No proof: the address may be left over from an earlier use.
+        """
+        if lock not in self._shown:
+            queued = set(ring.tasks())
+            self._shown[lock] = tuple(
+                address
+                for address, stack in self._stacks.items()
+                if address not in queued and lock in stack.words
+            )
+        return self._shown[lock]
+
+
+def head_of(ring: Ring) -> int:
+    """The head of a ring that has one."""
+    assert ring.head is not None
+    return ring.head
+
+
+def _places(stack: Stack, word: int) -> Iterator[int]:
+    """Stack addresses that hold ``word``."""
+    for index, here in enumerate(stack.words):
+        if here == word:
+            yield stack.task.sp + 8 * index
+
+
+def _pointers(stack: Stack) -> Iterator[int]:
+    """Distinct words of the stack that may point into kernel memory."""
+    for word in dict.fromkeys(stack.words):
+        if kernel_pointer(word) and word & 7 == 0:
+            yield word
+
+
+Recogniser = Callable[[Stack, Frame], Claim | None]

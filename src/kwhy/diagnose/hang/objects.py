@@ -1,0 +1,272 @@
+"""Human names of locked objects: the inode's path, the mount, the process, the variable.
+
+A guess that an address lies in some structure is kept only if that structure proves itself: an
+inode that hangs in its super block's list, a super block whose root points back to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.stacks import Stack
+from kwhy.diagnose.hang.tasks import Task, Tasks
+from kwhy.diagnose.hang.user import DESCRIPTORS, Files, UserMemory
+
+_MAX_DEPTH = 64  # names of a path
+_PIPEFS, _SOCKFS = "pipefs", "sockfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """``name`` as the source spells the lock, ``object`` what a person calls the thing."""
+
+    name: str = ""
+    object: str = ""
+
+
+class Objects:
+    """Names what claims hang on; each address is looked at once."""
+
+    def __init__(self, memory: Memory, tasks: Tasks, user: UserMemory) -> None:
+        self._m, self._tasks, self._user = memory, tasks, user
+        self._files = Files(memory)
+        self._known: dict[tuple[str, int], Named] = {}
+        self._inodes: dict[int, bool] = {}
+
+    def named(self, claim: Claim, stack: Stack) -> Named:
+        """The lock's name and its object; empty where nothing can be said for certain."""
+        key = (claim.kind, claim.address)
+        if key not in self._known or not self._known[key].object:
+            try:
+                self._known[key] = self._name(claim, stack)
+            except (MissingMemory, LookupError):
+                self._known[key] = Named()
+        return self._known[key]
+
+    def _name(self, claim: Claim, stack: Stack) -> Named:
+        extra = dict(claim.extra)
+        if "file" in extra:
+            return Named("file_lock", self.file_path(extra["file"], stack.task))
+        if claim.kind == "futex":
+            return Named("futex", f"{claim.address:#x} in {stack.task.comm}'s memory")
+        if claim.kind == "folio":
+            return self._folio(claim, stack)
+        if claim.kind in ("pipe-read", "pipe-write", "wait-queue", "socket", "fuse", "io"):
+            path = self.descriptor(stack)
+            if path:
+                return Named(self._variable(claim.address), path)
+        if not claim.address:
+            return Named()
+        return self._lock(claim, stack)
+
+    def _folio(self, claim: Claim, stack: Stack) -> Named:
+        m = self._m
+        mapping = m.value("struct page", claim.address, "mapping")
+        if not mapping or mapping & 3:
+            return Named("page", "anonymous memory" if mapping & 1 else "")
+        inode = m.value("struct address_space", mapping, "host")
+        index = m.value(
+            "struct page", claim.address, m.first("struct page", "index", "__folio_index")
+        )
+        path = self.inode_path(inode, stack.task) if self._is_inode(inode) else ""
+        return Named("folio", f"{path} at offset {index * 4096:#x}" if path else "")
+
+    # -- locks inside of structures ----------------------------------------------------------------
+
+    def _lock(self, claim: Claim, stack: Stack) -> Named:
+        variable = self._variable(claim.address)
+        if variable:
+            return Named(variable)
+        for container, path, proves, describe in self._containers():
+            try:
+                base = claim.address - self._m.offset(container, path)
+                if proves(base):
+                    short = container.removeprefix("struct ")
+                    return Named(f"{short}->{path}", describe(base, stack.task))
+            except (MissingMemory, LookupError):
+                continue
+        return Named()
+
+    def _variable(self, address: int) -> str:
+        """A lock that is a variable, or lies in one: "rtnl_mutex", "kwhy_hang: mutexes+0x20"."""
+        symbol = self._m.kernel.symbols.at(address) if address else None
+        if symbol is None or symbol.code or address >= symbol.end:
+            return ""
+        offset = address - symbol.address
+        text = f"{symbol.name}+{offset:#x}" if offset else symbol.name
+        return f"{text} [{symbol.module}]" if symbol.module else text
+
+    def _containers(
+        self,
+    ) -> list[tuple[str, str, Callable[[int], bool], Callable[[int, Task], str]]]:
+        inode = (self._is_inode, self.inode_path)
+        block = (self._is_super_block, self._super_block)
+        signal = (self._is_signal, self._signal)
+        return [
+            ("struct inode", "i_rwsem", *inode),
+            ("struct inode", "i_data.invalidate_lock", *inode),
+            ("struct inode", "i_data.i_mmap_rwsem", *inode),
+            ("struct super_block", "s_umount", *block),
+            ("struct super_block", "s_vfs_rename_mutex", *block),
+            ("struct super_block", "s_sync_lock", *block),
+            *(("struct super_block", f"s_writers.rw_sem[{i}]", *block) for i in range(3)),
+            ("struct mm_struct", "mmap_lock", self._is_mm, self._mm),
+            ("struct signal_struct", "cred_guard_mutex", *signal),
+            ("struct signal_struct", "exec_update_lock", *signal),
+            ("struct file", "f_pos_lock", self._is_file, self.file_path),
+        ]
+
+    def _is_inode(self, inode: int) -> bool:
+        if inode not in self._inodes:
+            m = self._m
+            try:
+                block = m.value("struct inode", inode, "i_sb")
+                linked = m.linked(inode + m.offset("struct inode", "i_sb_list"))
+                self._inodes[inode] = linked and self._is_super_block(block)
+            except MissingMemory:
+                self._inodes[inode] = False
+        return self._inodes[inode]
+
+    def _is_super_block(self, block: int) -> bool:
+        m = self._m
+        root = m.value("struct super_block", block, "s_root")
+        return bool(root) and m.value("struct dentry", root, "d_sb") == block
+
+    def _is_mm(self, mm: int) -> bool:
+        return any(task.mm == mm for task in self._tasks.by_address.values())
+
+    def _mm(self, mm: int, _near: Task) -> str:
+        users = [t for t in self._tasks.by_address.values() if t.mm == mm and t.tid == t.tgid]
+        return f"memory map of {users[0].comm} ({users[0].tid})" if users else "a memory map"
+
+    def _signal_of(self, task: Task) -> int:
+        return self._m.value("struct task_struct", task.address, "signal")
+
+    def _is_signal(self, signal: int) -> bool:
+        return any(self._signal_of(t) == signal for t in self._tasks.by_address.values())
+
+    def _signal(self, signal: int, _near: Task) -> str:
+        for task in self._tasks.by_address.values():
+            if task.tid == task.tgid and self._signal_of(task) == signal:
+                return f"process {task.tid} ({task.comm})"
+        return ""
+
+    def _is_file(self, file: int) -> bool:
+        return any(
+            self._files.has_open(task, file)
+            for task in self._tasks.by_address.values()
+            if task.tid == task.tgid
+        )
+
+    def _super_block(self, block: int, near: Task) -> str:
+        kind = self.file_system(block)
+        root = self._m.value("struct super_block", block, "s_root")
+        path = self._path(root, self._mount_of(block, near))
+        device = self._m.text("struct super_block", block, "s_id")
+        return f"file system {path or device} ({kind})"
+
+    # -- paths -------------------------------------------------------------------------------------
+
+    def file_system(self, block: int) -> str:
+        """The type of a mounted file system: "ext4"."""
+        kind = self._m.value("struct super_block", block, "s_type")
+        return self._m.string(self._m.value("struct file_system_type", kind, "name"), 32)
+
+    def descriptor(self, stack: Stack) -> str:
+        """The path behind the descriptor that the task's system call works on, "" if none."""
+        call = self._user.arguments(stack)
+        if call is None or call[0] not in DESCRIPTORS:
+            return ""
+        file = self._files.file(stack.task, call[1][DESCRIPTORS[call[0]][0]] & 0xFFFFFFFF)
+        return self.file_path(file, stack.task) if file else ""
+
+    def descriptor_path(self, task: Task, descriptor: int) -> str:
+        """The path of an open file of ``task``; "" for none."""
+        file = self._files.file(task, descriptor)
+        try:
+            return self.file_path(file, task) if file else ""
+        except (MissingMemory, LookupError):
+            return ""
+
+    def file_path(self, file: int, _near: Task) -> str:
+        """The path of a ``struct file``, or "pipe:[5]" and the like."""
+        m = self._m
+        dentry = m.value("struct file", file, "f_path.dentry")
+        inode = m.value("struct file", file, "f_inode")
+        kind = self.file_system(m.value("struct inode", inode, "i_sb"))
+        if kind in (_PIPEFS, _SOCKFS):
+            word = "pipe" if kind == _PIPEFS else "socket"
+            return f"{word}:[{m.value('struct inode', inode, 'i_ino')}]"
+        if kind == "anon_inodefs":
+            return f"anon_inode:{self._dentry_name(dentry)}"
+        return self._path(dentry, m.value("struct file", file, "f_path.mnt"))
+
+    def inode_path(self, inode: int, near: Task) -> str:
+        """The first name of an inode as ``near`` would see it; the number where it has none."""
+        m = self._m
+        block = m.value("struct inode", inode, "i_sb")
+        node = m.value("struct inode", inode, "i_dentry.first")
+        number = f"inode {m.value('struct inode', inode, 'i_ino')}"
+        if not node:
+            return f"{number} of {self._super_block(block, near)}"
+        alias = m.first("struct dentry", "d_u.d_alias", "d_alias")
+        dentry = node - m.offset("struct dentry", alias)
+        if m.value("struct dentry", dentry, "d_inode") != inode:
+            return f"{number} of {self._super_block(block, near)}"
+        return self._path(dentry, self._mount_of(block, near))
+
+    def _mount_of(self, block: int, near: Task) -> int:
+        """A mount of the file system that ``near`` uses: its directories, its open files."""
+        m = self._m
+        fs = m.value("struct task_struct", near.address, "fs")
+        mounts = (
+            [m.value("struct fs_struct", fs, f"{d}.mnt") for d in ("pwd", "root")] if fs else []
+        )
+        for _descriptor, file in self._files.open_files(near):
+            mounts.append(m.value("struct file", file, "f_path.mnt"))
+        for mount in mounts:
+            if mount and m.value("struct vfsmount", mount, "mnt_sb") == block:
+                return mount
+        return self._any_mount(block)
+
+    def _any_mount(self, block: int) -> int:
+        """The first mount of a file system, 0 for none.
+
+        Newer kernels' ``s_mounts`` points to it; before that it was the head of a list.
+        """
+        m = self._m
+        head = block + m.offset("struct super_block", "s_mounts")
+        first = m.u64(head)
+        if first in (0, head):
+            return 0
+        if m.has("struct mount", "mnt_instance"):
+            first -= m.offset("struct mount", "mnt_instance")
+        mount = first + m.offset("struct mount", "mnt")
+        return mount if m.value("struct vfsmount", mount, "mnt_sb") == block else 0
+
+    def _path(self, dentry: int, vfsmount: int) -> str:
+        """Names up to the root, mounts included when ``vfsmount`` is known."""
+        m = self._m
+        names: list[str] = []
+        inside = m.offset("struct mount", "mnt")
+        for _depth in range(_MAX_DEPTH):
+            at_root = vfsmount and m.value("struct vfsmount", vfsmount, "mnt_root") == dentry
+            parent = m.value("struct dentry", dentry, "d_parent")
+            if at_root or (parent == dentry and vfsmount):
+                mount = vfsmount - inside
+                above = m.value("struct mount", mount, "mnt_parent")
+                if above == mount:
+                    break
+                dentry = m.value("struct mount", mount, "mnt_mountpoint")
+                vfsmount = above + inside
+                continue
+            if parent == dentry:
+                break
+            names.append(self._dentry_name(dentry))
+            dentry = parent
+        return "/" + "/".join(reversed(names))
+
+    def _dentry_name(self, dentry: int) -> str:
+        return self._m.string(self._m.value("struct dentry", dentry, "d_name.name"), 256)

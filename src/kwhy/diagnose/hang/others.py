@@ -1,0 +1,196 @@
+"""Waiting for things that are no sleeping lock: futexes, file locks, pipes, children, pages."""
+
+from dataclasses import replace
+
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.locks import Locks, head_of
+from kwhy.diagnose.hang.memory import Memory, kernel_pointer
+from kwhy.diagnose.hang.stacks import Frame, Stack
+from kwhy.diagnose.hang.tasks import Task, Tasks
+from kwhy.diagnose.hang.user import Files, UserMemory
+
+_TID_MASK, _FUTEX_WAITERS = 0x3FFFFFFF, 0x80000000  # include/uapi/linux/futex.h
+_PI_COMMANDS = frozenset({6, 8, 11, 13})  # LOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, LOCK_PI2
+_FUTEX_COMMAND = 0x7F
+_CONTENDED, _GLIBC_KINDS = 2, 0x1FF  # glibc: lowlevellock.h, pthread_mutex_t.__kind
+_SHARED_KEY = 3  # FUT_OFF_INODE, FUT_OFF_MMSHARED in futex_key.both.offset
+
+
+class Others:
+    """Recognises waits by the function that sleeps, and proves them by what hangs off it."""
+
+    def __init__(self, memory: Memory, tasks: Tasks, locks: Locks, user: UserMemory) -> None:
+        self._m, self._tasks, self._locks, self._user = memory, tasks, locks, user
+        self._files = Files(memory)
+        self._holders: dict[int, tuple[int, ...]] = {}
+        self._leaders: dict[int, tuple[int, ...]] | None = None
+        self._children: dict[int, int] | None = None
+
+    def futex(self, stack: Stack, frame: Frame) -> Claim | None:
+        """A futex: its word names the owner for PI; for others glibc's mutex may."""
+        arguments = self._user.arguments(stack)
+        if arguments is None or arguments[0] != "futex":
+            return self._plain(stack, frame, "futex", "sleeping in futex_wait")
+        address, command = arguments[1][0], arguments[1][1] & _FUTEX_COMMAND
+        key = self._futex_key(stack)
+        proof = "queued on the futex" if key else "sleeping in futex_wait"
+        claim = Claim(stack.task.address, "futex", address, proof, frame.name, frame.cfa, extra=key)
+        words = self._user.words(stack.task, address, 20)
+        if words is None:
+            return replace(claim, note="the futex word cannot be read")
+        value = words[0]
+        if command in _PI_COMMANDS:
+            owner = self._tasks.by_tid.get(value & _TID_MASK)
+            if owner is None:
+                return replace(claim, note=f"its word {value:#x} names no task")
+            return replace(claim, owners=(owner.address,), sure="observed")
+        return self._glibc(claim, stack.task, words)
+
+    def _glibc(self, claim: Claim, task: Task, words: tuple[int, ...]) -> Claim:
+        """pthread_mutex_t is {lock, count, owner, users, kind}, ints, in glibc on x86-64."""
+        value, _count, owner, users, kind = words
+        holder = self._tasks.by_tid.get(owner)
+        if value != _CONTENDED or holder is None or holder.address == task.address:
+            return replace(claim, note=f"its word is {value}; who will wake it is not recorded")
+        private = holder.mm != task.mm
+        if not 0 < users < 1 << 16 or kind & ~_GLIBC_KINDS or (private and not kind & 0x80):
+            return replace(claim, note=f"its word is {value}; who will wake it is not recorded")
+        note = "the owner is what the C library wrote beside the futex word"
+        return replace(claim, owners=(holder.address,), sure="deduced", note=note)
+
+    def _futex_key(self, stack: Stack) -> tuple[tuple[str, int], ...]:
+        """What the kernel knows the futex by, from the ``futex_q`` on the stack that is queued.
+
+        The memory map and address of a private one, the inode's number and offset of a shared one.
+        """
+        m = self._m
+        at, lock_at = m.offset("struct futex_q", "task"), m.offset("struct futex_q", "lock_ptr")
+        node = m.offset("struct futex_q", "list.node_list")
+        for index, word in enumerate(stack.words):
+            queued = stack.task.sp + 8 * index - at
+            if word != stack.task.address or not m.linked(queued + node):
+                continue
+            try:
+                if kernel_pointer(m.u64(queued + lock_at)):
+                    parts = ("ptr", "word", "offset")
+                    return tuple(
+                        (f"futex {part}", m.value("struct futex_q", queued, f"key.both.{part}"))
+                        for part in parts
+                    )
+            except MissingMemory:
+                continue
+        return ()
+
+    def file_lock(self, stack: Stack, frame: Frame) -> Claim | None:
+        """flock(2), fcntl(2) locks and leases: the request points to the lock that blocks it."""
+        m = self._m
+        found = self._locks.wait_queue(stack)
+        if found is None:
+            return None
+        core = "struct file_lock_core"
+        prefix = "flc_"
+        if m.type(core) is None:
+            core, prefix = "struct file_lock", "fl_"
+        request = head_of(found[1]) - m.offset(core, f"{prefix}wait.head")
+        blocker = m.value(core, request, f"{prefix}blocker")
+        if not blocker or not m.linked(request + m.offset(core, f"{prefix}blocked_member")):
+            return None
+        flags = m.value(core, blocker, f"{prefix}flags")
+        kind = (
+            "lease" if flags & 32 else "flock" if flags & 2 else "posix-lock"
+        )  # FL_LEASE, FL_FLOCK
+        file = m.value(core, blocker, f"{prefix}file")
+        claim = Claim(
+            stack.task.address, kind, blocker, "file_lock->fl_blocker", frame.name, frame.cfa,
+            extra=(("file", file),),
+        )  # fmt: skip
+        owner = m.value(core, blocker, f"{prefix}owner")
+        taker = self._tasks.by_tid.get(m.value(core, blocker, f"{prefix}pid"))
+        if kind == "posix-lock":
+            owners = tuple(
+                t.address for t in self._tasks.by_address.values()
+                if t.files == owner and t.tid == t.tgid
+            )  # fmt: skip
+            return replace(claim, owners=owners, sure="observed" if owners else "unknown")
+        if taker is not None and self._files.has_open(taker, file):
+            return replace(claim, owners=(taker.address,), sure="observed")
+        others = self._openers(file)
+        if len(others) == 1:
+            note = "the only process that still has the locked file open"
+            return replace(claim, owners=others, sure="deduced", note=note)
+        return replace(claim, candidates=others, note="who locked it has closed the file or ended")
+
+    def _openers(self, file: int) -> tuple[int, ...]:
+        if file not in self._holders:
+            self._holders[file] = tuple(
+                task.address
+                for task in self._tasks.by_address.values()
+                if task.tid == task.tgid and task.files and self._files.has_open(task, file)
+            )
+        return self._holders[file]
+
+    def pipe(self, stack: Stack, frame: Frame) -> Claim | None:
+        """A pipe that is empty (or full): whoever has the other end open may end the wait."""
+        m = self._m
+        reading = "read" in frame.name
+        kind = "pipe-read" if reading else "pipe-write"
+        found = self._locks.wait_queue(stack)
+        queue = "rd_wait.head" if reading else "wr_wait.head"
+        if found is None or not m.has("struct pipe_inode_info", queue):
+            return self._plain(stack, frame, kind, f"sleeping in {frame.name}")
+        pipe = head_of(found[1]) - m.offset("struct pipe_inode_info", queue)
+        return Claim(
+            stack.task.address, kind, pipe, "on the pipe's wait queue", frame.name, frame.cfa
+        )
+
+    def _processes(self) -> dict[int, tuple[int, ...]]:
+        """Leaders of processes by their table of open files, the owner of a POSIX lock."""
+        if self._leaders is None:
+            found: dict[int, list[int]] = {}
+            for task in self._tasks.by_address.values():
+                if task.tid == task.tgid and task.files:
+                    found.setdefault(task.files, []).append(task.address)
+            self._leaders = {files: tuple(leaders) for files, leaders in found.items()}
+        return self._leaders
+
+    def vfork(self, claim: Claim) -> Claim:
+        """vfork(2): the parent sleeps until the child that borrowed its memory is done with it."""
+        if self._children is None:
+            done = "vfork_done"
+            self._children = {
+                self._m.value("struct task_struct", task.address, done): task.address
+                for task in self._tasks.by_address.values()
+                if task.mm
+            }
+        child = self._children.get(claim.address)
+        if child is None:
+            return claim
+        return replace(
+            claim, kind="vfork", proof="the child's vfork_done", owners=(child,), sure="observed"
+        )
+
+    def folio(self, stack: Stack, frame: Frame) -> Claim | None:
+        """A page or folio bit; which one is in the waiter on the stack."""
+        m = self._m
+        found = self._locks.wait_queue(stack)
+        if found is None:
+            return self._plain(stack, frame, "folio", f"sleeping in {frame.name}")
+        queue = "struct wait_page_queue"
+        page = m.first(queue, "folio", "page")
+        address = m.value(queue, found[0] - m.offset(queue, "wait"), page)
+        return Claim(
+            stack.task.address, "folio", address, "on the page's wait queue", frame.name, frame.cfa
+        )
+
+    def queue(self, kind: str, stack: Stack, frame: Frame) -> Claim:
+        """A wait queue that is nobody's in particular: its address is all that is certain."""
+        found = self._locks.wait_queue(stack)
+        if found is None:
+            return self._plain(stack, frame, kind, f"sleeping in {frame.name}")
+        return Claim(
+            stack.task.address, kind, head_of(found[1]), "on a wait queue", frame.name, frame.cfa
+        )
+
+    def _plain(self, stack: Stack, frame: Frame, kind: str, proof: str) -> Claim:
+        return Claim(stack.task.address, kind, 0, proof, frame.name, frame.cfa)

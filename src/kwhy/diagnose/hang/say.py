@@ -1,0 +1,138 @@
+"""The answer in sentences: the headline first, then one for each end of a chain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kwhy.diagnose.hang.tasks import Task as Seen
+from kwhy.verdict.common import Confidence
+from kwhy.verdict.hang import Root, Task, Wait
+
+
+def count(number: int, one: str) -> str:
+    """ "1 task", "3 tasks"."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
+
+
+def thing(wait: Wait) -> str:
+    """What is waited for: the object if it has a name, else the lock."""
+    kind = wait.kind.removesuffix("-read").removesuffix("-write")
+    if wait.object:
+        return wait.object
+    if wait.name:
+        return f"{kind} {wait.name}"
+    return f"{kind} at {wait.address}" if wait.address else f"{kind} in {wait.function}()"
+
+
+def cycle_text(tids: Sequence[int], behind: Sequence[int]) -> str:
+    """ "1 -> 2 -> 1; 3 more tasks wait behind them"."""
+    ring = " -> ".join(str(tid) for tid in (*tids, tids[0]))
+    return f"{ring}; {_behind(len(behind))}" if behind else ring
+
+
+def _behind(number: int) -> str:
+    return f"{count(number, 'more task')} {'waits' if number == 1 else 'wait'} behind them"
+
+
+def unowned(wait: Wait | None) -> str:
+    """A wait that nobody is known to be able to end."""
+    if wait is None:
+        return "what it waits for is not known"
+    note = f": {wait.note}" if wait.note else ""
+    return f"{thing(wait)}{note}"
+
+
+def ending(end: Seen, wait: Wait | None) -> str:
+    """What the last owner of a chain does."""
+    who = f"{end.tid} {end.comm}"
+    if end.on_cpu:
+        return f"{who} is running"
+    if end.state == "R":
+        return f"{who} is ready to run"
+    if end.state in "ZX":
+        return f"{who} has ended"
+    if wait is None:
+        return f"{who} sleeps"
+    return f"{who} sleeps, waiting for {thing(wait)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The parts of an answer, from which its headline and its confidence follow."""
+
+    tasks: Sequence[Task]
+    waits: Sequence[Wait]
+    cycles: Sequence[Sequence[int]]
+    possible: Sequence[Sequence[int]]
+    roots: Sequence[Root]
+
+    def confidence(self) -> Confidence:
+        """How sure the headline is."""
+        if self.cycles:
+            members = set(self.cycles[0])
+            return (
+                "observed"
+                if all(w.known == "observed" for w in self.waits if members & set(w.waiters))
+                else "deduced"
+            )
+        first = self.roots[0].kind if self.roots else "unknown"
+        if first == "gone":
+            return "observed"
+        if first == "possible":
+            return "ambiguous"
+        if first != "unknown":
+            return "observed"
+        wait = next((w for w in self.waits if w.id == self.roots[0].wait), None)
+        return "observed" if wait is not None and wait.kind == "freeze" else "unknown"
+
+    def summary(self) -> str:
+        """One sentence: the worst that was found, and how much more there is."""
+        if not self.roots:
+            return "nothing that the named tasks wait for is known"
+        first = self.roots[0]
+        text = self._root(first)
+        same = [root for root in self.roots[1:] if root.kind == first.kind]
+        if same and first.kind == "deadlock":
+            text += f"; {count(len(same), 'more deadlock')}"
+        elif len(self.roots) > 1:
+            text += f"; {count(len(self.roots) - 1, 'other finding')}"
+        return text
+
+    def _root(self, root: Root) -> str:
+        if root.kind == "deadlock":
+            text = f"{self._names(root.tids)} deadlock{self._on(root.tids)}"
+            if len(root.tids) == 1:
+                text = f"{self._names(root.tids)} waits for itself{self._on(root.tids)}"
+            return f"{text}; {_behind(len(root.waiting))}" if root.waiting else text
+        if root.kind == "possible":
+            return f"{self._names(root.tids)} may be in a deadlock{self._on(root.tids)}"
+        waiting = self._who(root.waiting or root.tids)
+        if root.kind == "gone":
+            return f"{waiting} for {root.text}"
+        if root.kind == "unknown":
+            return f"{waiting} for {root.text}"
+        if not root.waiting:
+            return root.text
+        held = next((w for w in self.waits if set(w.owners) & set(root.tids)), None)
+        what = f"for {thing(held)}, held: " if held else "for a task: "
+        return f"{waiting} {what}{root.text}; this is no deadlock"
+
+    def _who(self, tids: Sequence[int]) -> str:
+        if len(tids) == 1:
+            return f"{self._names(tids)} waits"
+        return f"{count(len(tids), 'task')} wait"
+
+    def _names(self, tids: Sequence[int]) -> str:
+        comm = {task.tid: task.comm for task in self.tasks}
+        names = [f"{tid} {comm.get(tid, '')}".strip() for tid in tids]
+        if len(names) > 5:
+            names = [*names[:4], f"{len(names) - 4} more"]
+        return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+    def _on(self, tids: Sequence[int]) -> str:
+        """The objects of a cycle, or where none has a name its locks."""
+        mine = [w for w in self.waits if set(w.owners or w.candidates) & set(tids)]
+        mine = [w for w in mine if set(w.waiters) & set(tids)]
+        objects = list(dict.fromkeys(w.object for w in mine if w.object))
+        things = objects or list(dict.fromkeys(thing(w) for w in mine))
+        shown = " and ".join(things[:3]) + (" and more" if len(things) > 3 else "")
+        return f" on {shown}" if shown else ""

@@ -1,0 +1,176 @@
+"""The kernel stack of a task that does not run: its frames, from the kernel's own unwind tables."""
+
+import struct
+from dataclasses import dataclass
+
+from kwhy.arch import x86_64_orc as orc
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.memory import Memory, kernel_pointer
+from kwhy.diagnose.hang.tasks import STACK_SIZE, Task
+from kwhy.kernel.orc import OrcTables
+from kwhy.kernel.symbols import Symbol, base_name
+
+MAX_FRAMES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A call in progress. ``pc`` is where it goes on; ``cfa`` the stack pointer of its caller.
+
+    ``guessed``: found by looking for return addresses, not by unwinding.
+    """
+
+    pc: int
+    sp: int
+    cfa: int
+    symbol: Symbol | None
+    interrupted: bool = False
+    guessed: bool = False
+
+    @property
+    def call(self) -> int:
+        """An address inside the instruction that is being executed, for lines and rules."""
+        return self.pc if self.interrupted else self.pc - 1
+
+    @property
+    def name(self) -> str:
+        """The function as the source has it."""
+        return base_name(self.symbol.name) if self.symbol else f"{self.pc:#x}"
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the function's start."""
+        return self.pc - self.symbol.address if self.symbol else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Frames innermost first. ``regs`` is where the user's registers are saved, None if nowhere."""
+
+    task: Task
+    frames: tuple[Frame, ...] = ()
+    regs: int | None = None
+    words: tuple[int, ...] = ()
+    saved: tuple[tuple[str, int], ...] = ()
+    """What the innermost frame left in the registers that calls preserve."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Function names, innermost first."""
+        return tuple(frame.name for frame in self.frames)
+
+
+class Unwinder:
+    """Stacks by task; symbols and rules are looked up once per address."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._tables = OrcTables(memory.kernel)
+        self._symbols: dict[int, Symbol | None] = {}
+        self._start = [
+            (name, memory.offset("struct inactive_task_frame", name))
+            for name in ("r15", "r14", "r13", "r12", "bx", "bp", "ret_addr")
+        ]
+        self._start_size = memory.size("struct inactive_task_frame")
+        self._regs_size = memory.size("struct pt_regs")
+
+    def prefetch(self, tasks: list[Task]) -> None:
+        """Fetch the used parts of many stacks at once."""
+        self._memory.evidence.prefetch(
+            (task.sp, task.stack + STACK_SIZE - task.sp) for task in tasks if task.sp
+        )
+
+    def stack(self, task: Task) -> Stack:
+        """Unwind ``task``; an empty stack for one that runs or whose stack cannot be read."""
+        if not task.asleep:
+            return Stack(task)
+        try:
+            raw = self._memory.read(task.sp, task.stack + STACK_SIZE - task.sp)
+        except MissingMemory:
+            return Stack(task)
+        words = struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])
+        return _Walk(self, task, words).stack()
+
+    def symbol(self, address: int) -> Symbol | None:
+        """The function around a code address."""
+        if address not in self._symbols:
+            self._symbols[address] = self._memory.kernel.symbols.at(address)
+        return self._symbols[address]
+
+    def rule(self, address: int) -> orc.Rule | None:
+        """The unwind rule at a code address."""
+        return self._tables.rule(address)
+
+
+class _Walk:
+    def __init__(self, unwinder: Unwinder, task: Task, words: tuple[int, ...]) -> None:
+        self._u, self._task, self._words = unwinder, task, words
+        self._frames: list[Frame] = []
+        self._regs: int | None = None
+
+    def _word(self, address: int) -> int:
+        index, rest = divmod(address - self._task.sp, 8)
+        if rest or not 0 <= index < len(self._words):
+            raise LookupError
+        return self._words[index]
+
+    def stack(self) -> Stack:
+        base = self._task.sp
+        saved = {name: self._word(base + at) for name, at in self._u._start}
+        pc, bp = saved.pop("ret_addr"), saved["bp"]
+        try:
+            self._unwind(pc, base + self._u._start_size, bp)
+        except LookupError:
+            self._guess()
+        return Stack(self._task, tuple(self._frames), self._regs, self._words, tuple(saved.items()))
+
+    def _unwind(self, pc: int, sp: int, bp: int) -> None:
+        interrupted = False
+        while len(self._frames) < MAX_FRAMES:
+            rule = self._u.rule(pc if interrupted else pc - 1)
+            symbol = self._u.symbol(pc if interrupted else pc - 1)
+            if rule is None or rule.kind == "undefined":
+                raise LookupError
+            if rule.kind == "end":
+                self._frames.append(Frame(pc, sp, sp, symbol, interrupted))
+                return
+            base = {"sp": sp, "bp": bp, "bp_indirect": bp, "sp_indirect": sp}.get(rule.sp)
+            if base is None:
+                raise LookupError
+            if rule.sp == "sp_indirect":
+                cfa = self._word(base) + rule.sp_offset
+            elif rule.sp == "bp_indirect":
+                cfa = self._word(base + rule.sp_offset)
+            else:
+                cfa = base + rule.sp_offset
+            if rule.bp == "prev_sp":
+                bp_next = self._word(cfa + rule.bp_offset)
+            elif rule.bp == "bp":
+                bp_next = self._word(bp + rule.bp_offset)
+            else:
+                bp_next = bp
+            self._frames.append(Frame(pc, sp, cfa, symbol, interrupted))
+            if rule.kind == "call":
+                pc, sp_next, interrupted = self._word(cfa - 8), cfa, rule.signal
+            else:
+                self._regs = cfa
+                if self._word(cfa + orc.IRET_CS) & 3:
+                    return
+                pc, sp_next = self._word(cfa + orc.IRET_RIP), self._word(cfa + orc.IRET_RSP)
+                bp_next = self._word(cfa + orc.REGS_RBP) if rule.kind == "regs" else bp
+                interrupted = True
+            if sp_next <= sp:
+                raise LookupError
+            sp, bp = sp_next, bp_next
+
+    def _guess(self) -> None:
+        """Return addresses on the rest of the stack: what is left where the tables do not help."""
+        last = self._frames[-1].cfa if self._frames else self._task.sp
+        for index in range(max(0, (last - self._task.sp) // 8), len(self._words)):
+            word = self._words[index]
+            symbol = self._u.symbol(word - 1) if kernel_pointer(word) else None
+            if symbol is not None and symbol.code and word != symbol.address:
+                at = self._task.sp + 8 * index
+                self._frames.append(Frame(word, at, at + 8, symbol, guessed=True))
+            if len(self._frames) >= MAX_FRAMES:
+                return

@@ -1,0 +1,335 @@
+"""Why a thread burns time: from watching it to an answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kwhy import arch as architectures
+from kwhy.diagnose import spin_words
+from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
+from kwhy.diagnose.spin_end import Ending, ending
+from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
+from kwhy.diagnose.spin_lock import spun_lock
+from kwhy.diagnose.spin_loop import Watched, registers, watch
+from kwhy.diagnose.spin_safe import Caution
+from kwhy.diagnose.spin_watch import Keeper, Look, Peek, Run, Seen, Take, Watcher
+from kwhy.errors import FeatureError, NothingToExplain
+from kwhy.flow.cfg import Code
+from kwhy.kernel.model import Kernel
+from kwhy.record.samples import Sample
+from kwhy.verdict.common import Evidence as Account
+from kwhy.verdict.common import KernelId
+from kwhy.verdict.spin import Block, Frame, Loop, Registers, Spin, State, Thread
+
+PERIOD = 2_970_000  # ns between samples: no divisor of a tick
+MOST = 0.9  # share of samples that makes something the rule
+ENTRY = 0.3  # s, at least, of watching who is entered
+WINDOW = 0.2  # s of watching what is passed to callees
+MAX_STACK = 12
+
+
+@dataclass(slots=True)
+class Case:
+    """What the parts of an answer share."""
+
+    kernel: Kernel
+    code: Code
+    watcher: Watcher
+    base: Spin
+    notes: list[str] = field(default_factory=list)
+
+    def answer(self, **parts: Any) -> Spin:
+        """The answer with what was found out."""
+        notes = tuple(dict.fromkeys([*self.notes, *self.kernel.notes]))
+        return replace(self.base, evidence=replace(self.base.evidence, notes=notes), **parts)
+
+
+def explain(
+    evidence: Keeper,
+    kernel: Kernel,
+    take: Take | None = None,
+    peek: Peek | None = None,
+    run: Run | None = None,
+) -> Spin:
+    """The answer about the thread that the question names; ``take``, ``peek`` and ``run`` when it
+    lives.
+
+    Raises FeatureError where sampling is forbidden, NothingToExplain when there is nobody to watch.
+    """
+    arch = architectures.of(kernel.arch)
+    question = evidence.facts.question
+    seconds = float(str(question.get("seconds") or 3.0))
+    watcher = Watcher(evidence, arch.sample_registers, take, peek, run)
+    caution = Caution(kernel, watcher)
+    look = watcher.clock(PERIOD, seconds / 2)
+    seen = look.seen[0]
+    if seen.error is not None:
+        raise FeatureError(f"the thread cannot be sampled: {seen.error}", "perf_events")
+    base = _base(kernel, look, seen, question)
+    case = Case(kernel, Code(kernel, arch), watcher, base)
+    if look.after is None:
+        raise NothingToExplain(f"thread {base.thread.tid} ended while it was watched")
+    if not seen.samples:
+        return _unseen(case, look)
+    inside = [sample for sample in seen.samples if not sample.user]
+    if len(inside) < (1 - MOST) * len(seen.samples):
+        return _user(case, look, seen.samples)
+    on_top = [s for s in inside if interrupted(kernel, s, arch.is_interrupt_entry)]
+    own = [s for s in inside if s not in on_top]
+    if len(own) < (1 - MOST) * len(inside):
+        return _interrupts(case, on_top)
+    watcher.forbidden = caution.reason(int(look.after["cpu"]))
+    return _in_kernel(case, look, own)
+
+
+def _base(kernel: Kernel, look: Look, seen: Seen, question: Any) -> Spin:
+    who = look.before
+    user = sum(sample.user for sample in seen.samples)
+    return Spin(
+        summary="",
+        confidence="unknown",
+        kernel=KernelId(release=kernel.release, build_id=kernel.build_id, arch=kernel.arch),
+        evidence=Account(rounds=1, events=len(seen.samples), lost=seen.lost),
+        thread=Thread(
+            pid=int(who["pid"]),
+            tid=int(who["tid"]),
+            comm=str(who["comm"]),
+            seconds=look.seconds,
+            samples=len(seen.samples),
+            user=user,
+            ticks=look.ticks,
+            chosen=question.get("chosen"),
+        ),
+        state="unknown",
+    )
+
+
+def _who(case: Case) -> str:
+    thread = case.base.thread
+    return f"{thread.comm} (thread {thread.tid})"
+
+
+def _unseen(case: Case, look: Look) -> Spin:
+    assert look.after is not None
+    state = str(look.after["state"])
+    if state == "R":
+        return case.answer(
+            summary=f"{_who(case)} is running, yet no sample of it came: it waits for a processor, "
+            "or runs with interrupts off all the time",
+            state="unknown",
+            advice=("samples need interrupts: look at the kernel log for lockup reports",),
+        )
+    where = str(look.after.get("wchan") or "0")
+    waits = f" in {where}()" if where != "0" else ""
+    return case.answer(
+        summary=f"{_who(case)} does not run at all: it sleeps (state {state}){waits}",
+        confidence="observed",
+        state="asleep",
+        advice=(f"kwhy hang {look.before['tid']} tells what a sleeping thread waits for",),
+    )
+
+
+def _user(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
+    outside = [sample.address for sample in samples if sample.user]
+    return case.answer(
+        summary=f"{_who(case)} burns its time in user space, not in the kernel"
+        f"{_mapping(look.maps, outside)}",
+        confidence="observed",
+        state="user",
+        advice=("a debugger or perf top -p tells more of a program's own loop",),
+    )
+
+
+def _mapping(maps: Sequence[str], addresses: Sequence[int]) -> str:
+    """`` (mostly in FILE)``."""
+    found: dict[str, int] = {}
+    for line in maps:
+        fields = line.split(None, 5)
+        start, _, end = fields[0].partition("-")
+        name = fields[5] if len(fields) > 5 else "memory without a file"
+        hits = sum(int(start, 16) <= address < int(end, 16) for address in addresses)
+        found[name] = found.get(name, 0) + hits
+    best = max(found, key=lambda name: found[name], default="")
+    return f" ({found[best]} of {len(addresses)} samples in {best})" if found.get(best) else ""
+
+
+def _interrupts(case: Case, samples: Sequence[Sample]) -> Spin:
+    leaf: dict[str, int] = {}
+    for sample in samples:
+        name = spin_words.offset(case.kernel, sample.address).split("+")[0]
+        leaf[name] = leaf.get(name, 0) + 1
+    top = max(leaf, key=lambda name: leaf[name])
+    return case.answer(
+        summary=f"{_who(case)} is not to blame: interrupts take its time, mostly in {top}()",
+        confidence="observed",
+        state="interrupts",
+        advice=("/proc/interrupts and /proc/softirqs tell which ones",),
+    )
+
+
+def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
+    found = places(case.kernel, samples)
+    if not found:
+        return case.answer(summary=f"{_who(case)} runs kernel code that has no symbol")
+    window = max(0.1, look.seconds / 12)
+    index, entries = stays(case.watcher, found, max(window, ENTRY))
+    if index is None:
+        return _busy(case, found)
+    place = found[index]
+    stack = _stack(case.kernel, place)
+    entry = entries.get(place.entry)
+    unproven = entry is None or entry.error is not None
+    if unproven and entry is not None:
+        refused = case.watcher.forbidden or f"no breakpoint can be set: {entry.error}"
+        case.notes.append(f"{refused}; samples alone tell")
+    others = [f"{each['comm']} ({each['tid']})" for each in look.running]
+    lock = spun_lock(case.kernel, case.code, case.watcher, place, samples, others)
+    watched = watch(case.code, case.watcher, place, window)
+    if lock is not None:
+        return case.answer(
+            summary=f"{_who(case)} spins on a {lock.kind} in {lock.wanted_by}(), and "
+            f"{lock.holder}",
+            confidence="deduced" if unproven else "observed",
+            state="lock",
+            lock=lock,
+            loop=_loop(case, watched, entry) if watched is not None else None,
+            stack=stack,
+            ends_when=f"{lock.name or 'the lock'} is released",
+            advice=("who holds a spinlock is not recorded; CONFIG_DEBUG_SPINLOCK does that",),
+        )
+    if watched is None:
+        return case.answer(
+            summary=f"{_who(case)} stays in {place.name}(), but no loop of it holds the samples",
+            state="looping",
+            stack=stack,
+        )
+    return _looping(case, watched, entry, stack)
+
+
+def _busy(case: Case, found: Sequence[Place]) -> Spin:
+    inner = found[0].name
+    return case.answer(
+        summary=f"{_who(case)} is in no endless loop: it enters the kernel and leaves it again and "
+        f"again, mostly in {inner}()",
+        confidence="observed",
+        state="busy",
+        advice=("what keeps it going is the loop of the program that makes these calls",),
+    )
+
+
+def _stack(kernel: Kernel, place: Place) -> tuple[Frame, ...]:
+    out = []
+    for address in [place.at[0], *(back - 1 for back in place.above)][:MAX_STACK]:
+        frames = kernel.frames(address)
+        symbol = kernel.symbols.at(address)
+        name = symbol.name if symbol else f"{address:#x}"
+        line = frames[-1] if frames else None
+        out.append(
+            Frame(function=name, file=line.file if line else None, line=line.line if line else None)
+        )
+    return tuple(out)
+
+
+def _loop(case: Case, watched: Watched, entry: Seen | None) -> Loop:
+    kernel, place = case.kernel, watched.place
+    lines = spin_words.loop_lines(kernel, watched)
+    head = kernel.frames(watched.loop.head)
+    blocks = []
+    for start in sorted(watched.loop.body):
+        segment = watched.function.segments[start]
+        inside = sum(start <= address < segment.last.end for address in place.at)
+        blocks.append(
+            Block(offset=f"+{start - place.entry:#x}", hits=watched.count(start), samples=inside)
+        )
+    return Loop(
+        function=place.name,
+        head=f"+{watched.loop.head - place.entry:#x}",
+        file=head[-1].file if head else None,
+        line=min((each.line for each in lines), default=None),
+        blocks=tuple(blocks),
+        lines=lines,
+        samples_inside=watched.inside,
+        samples_outside=len(place.at) - watched.inside,
+        entry_hits=None if entry is None or entry.error is not None else entry.count,
+        head_hits=watched.count(watched.loop.head),
+        exit_hits=watched.exit_hits(),
+    )
+
+
+def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Frame, ...]) -> Spin:
+    kernel, arch = case.kernel, case.code.arch
+    known = registers(watched, arch)
+    end = ending(kernel, case.code, case.watcher, watched, known)
+    loop = _loop(case, watched, entry)
+    branches = spin_words.branches(kernel, watched)
+    state, confidence = _judge(loop, end)
+    summary, when = _sentence(case, loop, end, state, branches)
+    calls = spin_words.calls(kernel, case.code, arch, watched, end.calls)
+    yields = [call.function for call in calls if "cond_resched" in call.function]
+    if yields:
+        case.notes.append(
+            "the loop offers the processor to others (cond_resched), so no lockup report comes"
+        )
+    case.notes.extend(end.notes)
+    asked = questions(kernel, case.code, case.watcher, watched, WINDOW)
+    deep = look_inside(kernel, case.watcher, asked)
+    return case.answer(
+        summary=summary,
+        confidence=confidence,
+        state=state,
+        loop=loop,
+        branches=tuple(branches),
+        calls=tuple(calls),
+        registers=Registers(
+            constant={n: f"{v.first:#x}" for n, v in known.items() if v.how == "constant"},
+            varying=tuple(n for n, v in known.items() if v.how != "constant"),
+        ),
+        operands=tuple(end.operands),
+        stack=stack,
+        ends_when=when,
+        look=tuple(f"kwhy call '{question.text}' --why" for question in asked),
+        deep=tuple(deep),
+        contradiction=contradiction(deep),
+        source=spin_words.excerpt(kernel, loop.function, loop.lines),
+    )
+
+
+def _judge(loop: Loop, end: Ending) -> tuple[State, Any]:
+    """The state, and how sure it is. Endless only if the loop was seen to stay and cannot end."""
+    proven = loop.head_hits and loop.entry_hits == 0 and loop.exit_hits in (0, None)
+    if end.left_in is not None:
+        return "slow", "observed" if proven else "deduced"
+    if loop.exit_hits:
+        return "looping", "unknown"
+    if end.constant:
+        return "endless", "observed" if proven and loop.exit_hits == 0 else "deduced"
+    return "looping", "unknown"
+
+
+def _sentence(
+    case: Case, loop: Loop, end: Ending, state: State, branches: Sequence[Any]
+) -> tuple[str, str]:
+    """The summary, and what would have to change."""
+    where = f"{loop.function}()"
+    ways = [b for b in branches if b.leaves and b.wanted is not None]
+    when = " or ".join(
+        dict.fromkeys(f"{b.expr} becomes {'true' if b.wanted else 'false'}" for b in ways)
+    )
+    if state == "slow":
+        assert end.left_in is not None
+        return (
+            f"{_who(case)} is slow, not stuck: the loop in {where} counts, and {end.left_in}",
+            when,
+        )
+    if state == "endless":
+        stuck = [b for b in ways if b.always is not None]
+        why = "; ".join(
+            dict.fromkeys(f"{b.expr} is always {'true' if b.always else 'false'}" for b in stuck)
+        )
+        because = f": {why}" if why else ": it has no way out"
+        return f"{_who(case)} is in an endless loop in {where}{because}", when
+    return (
+        f"{_who(case)} was not seen to leave the loop in {where}; whether it ever will is not "
+        "known",
+        when,
+    )

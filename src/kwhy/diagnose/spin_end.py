@@ -1,0 +1,190 @@
+"""Whether a loop can end: what its ways out depend on, and how that behaves."""
+
+from dataclasses import dataclass, field
+
+from kwhy.arch import Arch
+from kwhy.diagnose import spin_words
+from kwhy.diagnose.spin_loop import (
+    Values,
+    Watched,
+    classify,
+    decisive,
+    load_address,
+    result_values,
+)
+from kwhy.diagnose.spin_watch import Watcher
+from kwhy.flow.cfg import Code, Segment
+from kwhy.flow.ir import Expr
+from kwhy.flow.loops import Load, Sources
+from kwhy.kernel.model import Kernel
+from kwhy.verdict.spin import Operand
+
+MAX_LOADS = 24
+
+
+@dataclass(slots=True)
+class Ending:
+    """What the ways out depend on.
+
+    ``constant``: on nothing that changes (or only comes around again). ``left_in``: words on what
+    is left, when a counter nears a fixed bound. ``calls``: return addresses of the calls whose
+    results decide.
+    """
+
+    operands: list[Operand] = field(default_factory=list)
+    constant: bool = False
+    left_in: str | None = None
+    calls: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def ending(
+    kernel: Kernel, code: Code, watcher: Watcher, watched: Watched, known: dict[str, Values]
+) -> Ending:
+    """What would end the loop, and whether anything of it moves."""
+    arch = code.arch
+    out = Ending()
+    sure = bool(watched.rounds)
+    moves = False
+    turns = decisive(watched, arch)
+    names = {name for _, s in turns for name in s.carried}
+    for name in sorted(names):
+        found = known.get(name)
+        if found is None:
+            sure = False
+            continue
+        out.operands.append(_register(name, found))
+        moves = moves or found.how in ("counter", "varying")
+    for load in sorted({each for _, s in turns for each in s.loads}, key=lambda each: each.at):
+        sure = _memory(kernel, watcher, load, known, out) and sure
+    for result in sorted({r for _, s in turns for r in s.results}, key=lambda r: r.site):
+        out.calls.add(result.site)
+        sure = _result(kernel, code, watched, result.site, out) and sure
+    if any(s.unknown for _, s in turns):
+        out.notes.append("some instructions on the way to the loop's exits are not modelled")
+        sure = False
+    moves = moves or any(operand.how in ("counter", "varying") for operand in out.operands)
+    out.constant = sure and not moves
+    for segment, source in turns:
+        out.left_in = out.left_in or _left(watched, arch, segment, source, known)
+    return out
+
+
+def _register(name: str, found: Values) -> Operand:
+    texts = {
+        "constant": f"{found.first:#x}",
+        "cycle": " → ".join(f"{value:#x}" for value in found.distinct[:4]) + " → …",
+        "counter": f"{spin_words.number(found.first)} … {spin_words.number(found.last)}",
+        "varying": "changes from round to round",
+    }
+    if found.how == "cycle":
+        texts["cycle"] += f" ({len(found.distinct)} values, again and again)"
+    return Operand(expr=name, value=texts[found.how], how=found.how, source="breakpoint")
+
+
+def _memory(
+    kernel: Kernel, watcher: Watcher, load: Load, known: dict[str, Values], out: Ending
+) -> bool:
+    """Note what a load of a fixed place gives; False if its behaviour is not known."""
+    address = load_address(load, known)
+    if address is None:
+        # A place that moves with a register: that register tells whether it comes around.
+        return True
+    if len(out.operands) > MAX_LOADS:
+        return False
+    found = classify(watcher.memory(address, load.size))
+    if found is None:
+        return False
+    name = _place(kernel, address)
+    if any(operand.expr == name for operand in out.operands):
+        return True
+    value = spin_words.number(found.first) if found.how == "constant" else "changes"
+    how = "constant" if found.how == "constant" else "varying"
+    out.operands.append(
+        Operand(expr=name, value=value, how=how, source="memory")  # type: ignore[arg-type]
+    )
+    return True
+
+
+def _place(kernel: Kernel, address: int) -> str:
+    symbol = kernel.symbols.at(address)
+    if symbol is None:
+        return f"*{address:#x}"
+    inside = address - symbol.address
+    kind = kernel.types.variable(symbol.name)
+    if kind is not None and kernel.types.is_struct(kind):
+        members = kernel.types.member(kind, inside, 1)
+        if members:
+            return f"{symbol.name}.{members[0].path}"
+    return f"{symbol.name}+{inside:#x}" if inside else symbol.name
+
+
+def _result(kernel: Kernel, code: Code, watched: Watched, site: int, out: Ending) -> bool:
+    segment = next(
+        s for s in watched.function.segments.values() if s.kind == "call" and s.last.end == site
+    )
+    name = spin_words.called(code, watched, segment)
+    width = spin_words.result_width(kernel, watched, code.arch, name, site)
+    found = classify(result_values(watched, code.arch, site, width))
+    if found is None:
+        return watched.never(site)
+    text = spin_words.number(found.first) if found.how == "constant" else found.how
+    if found.how == "cycle":
+        text = ", ".join(spin_words.number(value) for value in found.distinct[:4])
+    out.operands.append(Operand(expr=f"{name}()", value=text, how=found.how, source="breakpoint"))
+    return True
+
+
+def _left(
+    watched: Watched, arch: Arch, segment: Segment, source: Sources, known: dict[str, Values]
+) -> str | None:
+    """What is left of a loop that compares a counter with a bound that does not move."""
+    for name in source.carried:
+        counter = known.get(name)
+        if counter is None or counter.how != "counter" or not counter.step:
+            continue
+        bound = _bound(segment, name, known)
+        if bound is None:
+            continue
+        left = bound - counter.last
+        if (left > 0) == (counter.step > 0) and left:
+            rounds = abs(left // counter.step)
+            pace = _pace(watched, name)
+            seconds = rounds * abs(counter.step) / pace if pace else None
+            more = f", about {seconds:,.0f} s at this pace" if seconds is not None else ""
+            return f"{rounds:,} rounds are left{more}"
+    return None
+
+
+def _bound(segment: Segment, name: str, known: dict[str, Values]) -> int | None:
+    """What the comparison at the end of ``segment`` compares register ``name`` with."""
+    for insn in reversed(segment.insns):
+        for effect in insn.effects:
+            if effect[0] != "flags":
+                continue
+            _, kind, _, a, b = effect
+            if kind != "cmp":
+                return None
+            for mine, other in ((a, b), (b, a)):
+                if mine[0] == "reg" and mine[1] == name:
+                    return _fixed(other, known)
+            return None
+    return None
+
+
+def _fixed(expr: Expr, known: dict[str, Values]) -> int | None:
+    if expr[0] == "const":
+        return int(expr[1])
+    if expr[0] == "reg":
+        found = known.get(expr[1])
+        return found.first if found is not None and found.how == "constant" else None
+    return None
+
+
+def _pace(watched: Watched, name: str) -> float | None:
+    """How fast a counter moves, per second."""
+    rounds = watched.rounds
+    first, last = rounds[0], rounds[-1]
+    seconds = (last.time - first.time) / 1e9
+    moved = abs(last.registers[name] - first.registers[name])
+    return moved / seconds if seconds > 0 and moved else None

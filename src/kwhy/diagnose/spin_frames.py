@@ -1,0 +1,110 @@
+"""From samples to the frame that does not return."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kwhy.diagnose.spin_watch import Seen, Watcher
+from kwhy.kernel.model import Kernel
+from kwhy.record.samples import Sample
+
+MOST = 0.9  # share of the samples that makes a frame common to them
+OUTWARD = 4  # frames whose entries are watched together: the processor's breakpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A frame that may hold the loop.
+
+    ``entry`` is its function's address, ``at`` where each sample was in it (a sampled instruction,
+    or the call that it was in), ``back`` the address that it returns to, ``above`` the return
+    addresses of its callers, innermost first.
+    """
+
+    entry: int
+    name: str
+    at: tuple[int, ...]
+    back: int | None
+    above: tuple[int, ...]
+
+
+def stack(sample: Sample) -> list[int]:
+    """Where each frame was, outermost first: a call's last byte, or the sampled instruction."""
+    return [address - 1 for address in reversed(sample.chain)] + [sample.address]
+
+
+def interrupted(kernel: Kernel, sample: Sample, is_entry: Callable[[str], bool]) -> bool:
+    """Whether the sample shows the handling of an interrupt on top of the thread."""
+    for address in (sample.address, *sample.chain):
+        symbol = kernel.symbols.at(address)
+        if symbol is not None and is_entry(symbol.name):
+            return True
+    return False
+
+
+def shared(stacks: Sequence[list[int]]) -> tuple[int, list[list[int]]]:
+    """How many outer frames nearly all samples have in common, and the stacks that have them.
+
+    The few others are from before the thread came there, or from a way that it seldom goes.
+    """
+    count = 0
+    together = list(stacks)
+    while True:
+        column = Counter(each[count] for each in together if len(each) > count + 1)
+        address, times = column.most_common(1)[0] if column else (0, 0)
+        if times < MOST * len(stacks):
+            return count, together
+        together = [each for each in together if len(each) > count + 1 and each[count] == address]
+        count += 1
+
+
+def places(kernel: Kernel, samples: Sequence[Sample]) -> list[Place]:
+    """Frames that may hold the loop: from where the samples part, outwards."""
+    count, stacks = shared([stack(sample) for sample in samples])
+    out = []
+    for depth in range(count, -1, -1):
+        names = Counter(_function(kernel, each[depth]) for each in stacks if len(each) > depth)
+        (entry, name), _ = names.most_common(1)[0]
+        if entry is None:
+            continue
+        inside = [each for each in stacks if _function(kernel, each[depth])[0] == entry]
+        above = tuple(address + 1 for address in reversed(inside[0][:depth]))
+        out.append(
+            Place(entry, name, tuple(each[depth] for each in inside), above[0] if above else None,
+                  above)
+        )  # fmt: skip
+    return out
+
+
+def _function(kernel: Kernel, address: int) -> tuple[int | None, str]:
+    symbol = kernel.symbols.at(address)
+    if symbol is None:
+        return None, f"{address:#x}"
+    if ".cold" in symbol.name:
+        whole = kernel.symbols.named(symbol.name.split(".cold")[0])
+        symbol = whole[0] if whole else symbol
+    return symbol.address, symbol.name
+
+
+def stays(
+    watcher: Watcher, found: Sequence[Place], seconds: float
+) -> tuple[int | None, dict[int, Seen]]:
+    """The index of the innermost place that was not entered while watched; None if all were.
+
+    Where nothing can be watched it is the first. The kernel's own entry code cannot be watched:
+    when all that it called was entered again, so was it. The second are the counts of entries.
+    """
+    counts: dict[int, Seen] = {}
+    for start in range(0, len(found), OUTWARD):
+        some = found[start : start + OUTWARD]
+        addresses = list(dict.fromkeys(place.entry for place in some))
+        counts.update(watcher.breakpoints(addresses, seconds))
+        for index, place in enumerate(some, start):
+            seen = counts[place.entry]
+            if seen.error is None and not seen.count and not seen.lost:
+                return index, counts
+        if start == 0 and all(counts[place.entry].error is not None for place in some):
+            return 0, counts
+    return None, counts
+
+

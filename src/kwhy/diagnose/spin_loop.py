@@ -1,0 +1,214 @@
+"""What a loop does while it is watched: its rounds, its branches, and what its end depends on."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kwhy.arch import Arch
+from kwhy.diagnose.spin_frames import Place
+from kwhy.diagnose.spin_watch import Seen, Watcher
+from kwhy.flow.cfg import Code, Function, Segment
+from kwhy.flow.loops import Load, Loop, Result, Sources, evaluate, loops, segment_at, sources
+from kwhy.record.samples import Sample
+
+How = Literal["constant", "cycle", "counter", "varying"]
+
+MAX_WATCHED = 48  # addresses in one loop
+MAX_CYCLE = 16  # different values that still are a cycle
+ROUNDS = 3  # how often a cycle must have come around
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What something was, round by round. ``step``: of a counter, per round."""
+
+    how: How
+    first: int
+    distinct: tuple[int, ...] = ()
+    step: int = 0
+    last: int = 0
+
+
+@dataclass(slots=True)
+class Watched:
+    """A loop of a function and what was counted of it; hits by address of an instruction."""
+
+    function: Function
+    loop: Loop
+    place: Place
+    inside: int
+    hits: dict[int, Seen] = field(default_factory=dict)
+
+    def count(self, address: int) -> int | None:
+        """Hits at an address, None when it was not (or could not be) watched."""
+        seen = self.hits.get(address)
+        return None if seen is None or seen.error is not None else seen.count
+
+    def never(self, address: int) -> bool:
+        """Whether an address was watched and not passed."""
+        seen = self.hits.get(address)
+        return seen is not None and seen.error is None and not seen.count and not seen.lost
+
+    def alive(self) -> list[Segment]:
+        """The segments of the loop that a round can reach by ways that were not never taken."""
+        found: dict[int, Segment] = {}
+        todo = [self.loop.head]
+        while todo:
+            start = todo.pop()
+            if start in found or start not in self.loop.body or self.never(start):
+                continue
+            found[start] = self.function.segments[start]
+            todo.extend(found[start].successors())
+        return [found[start] for start in sorted(found)]
+
+    @property
+    def rounds(self) -> list[Sample]:
+        """The registers at the loop's head, round by round as far as they were recorded."""
+        seen = self.hits.get(self.loop.head)
+        return seen.samples if seen is not None else []
+
+    def exit_hits(self) -> int | None:
+        """How often the loop was left; None when that could not be watched."""
+        counts = [self.count(to) for _, to in self.loop.exits]
+        if self.place.back is not None:
+            counts.append(self.count(self.place.back))
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
+
+def candidates(function: Function, place: Place) -> list[tuple[Loop, int]]:
+    """Loops that hold samples, with how many: those with the most first, the smallest first."""
+    held = [segment_at(function, address) for address in place.at]
+    starts = [segment.start for segment in held if segment is not None]
+    found = [(loop, sum(start in loop.body for start in starts)) for loop in loops(function)]
+    return sorted(
+        ((loop, count) for loop, count in found if count),
+        key=lambda pair: (-pair[1], len(pair[0].body)),
+    )
+
+
+def watch(
+    code: Code, watcher: Watcher, place: Place, seconds: float
+) -> Watched | None:
+    """The smallest loop of ``place`` that holds its samples and is not left while watched."""
+    function = code.function(place.entry)
+    best: Watched | None = None
+    for loop, inside in candidates(function, place)[:4]:
+        if best is not None and inside < best.inside:
+            break
+        watched = Watched(function, loop, place, inside)
+        ways = [to for _, to in loop.exits]
+        first = [loop.head, *([place.back] if place.back is not None else []), *ways]
+        watched.hits = watcher.breakpoints(list(dict.fromkeys(first))[:MAX_WATCHED], seconds)
+        best = watched
+        if not any(watched.count(to) for to in ways):
+            break
+    if best is not None:
+        more = [address for address in _turns(best) if address not in best.hits]
+        more = more[: max(0, MAX_WATCHED - len(best.hits))]
+        best.hits.update(watcher.breakpoints(more, seconds))
+    return best
+
+
+def _turns(watched: Watched) -> list[int]:
+    """Where calls in the loop come back, and where its branches lead."""
+    back, ways = [], []
+    for start in sorted(watched.loop.body):
+        segment = watched.function.segments[start]
+        if segment.kind == "call":
+            back.append(segment.last.end)
+        elif segment.kind in ("branch", "switch"):
+            ways.extend(segment.successors())
+    return list(dict.fromkeys([*back, *ways]))
+
+
+def classify(values: Sequence[int]) -> Values | None:
+    """How a number behaved over the rounds; None without any."""
+    if not values:
+        return None
+    distinct = tuple(dict.fromkeys(values))
+    first, last = values[0], values[-1]
+    if len(distinct) == 1:
+        return Values("constant", first, distinct, 0, last)
+    steps = [_signed(b - a) for a, b in itertools.pairwise(values)]
+    if all(step > 0 for step in steps) or all(step < 0 for step in steps):
+        return Values("counter", first, (), min(steps, key=abs), last)
+    if len(distinct) <= MAX_CYCLE and len(values) >= ROUNDS * len(distinct):
+        return Values("cycle", first, distinct, 0, last)
+    return Values("varying", first, distinct[:MAX_CYCLE], 0, last)
+
+
+def _signed(value: int) -> int:
+    return (value + (1 << 63) & (1 << 64) - 1) - (1 << 63)
+
+
+def registers(watched: Watched, arch: Arch) -> dict[str, Values]:
+    """Each general register at the loop's head."""
+    rounds = watched.rounds
+    out = {}
+    for name in arch.registers:
+        found = classify([s.registers[name] for s in rounds if name in s.registers])
+        if found is not None:
+            out[name] = found
+    return out
+
+
+def never_taken(watched: Watched, segment: Segment) -> bool | None:
+    """Which way a branch never went: True the jump, False straight on; None: both, or unseen."""
+    assert segment.target is not None and segment.next is not None
+    jump, on = watched.never(segment.target), watched.never(segment.next)
+    if jump == on:
+        return None
+    return jump
+
+
+def decisive(watched: Watched, arch: Arch) -> list[tuple[Segment, Sources]]:
+    """The turns that lead out of the loop, and what decides each."""
+    out = []
+    leaving = {at for at, _ in watched.loop.exits}
+    for segment in watched.alive():
+        if segment.start in leaving and segment.kind in ("branch", "switch"):
+            out.append((segment, sources(watched.function, arch, watched.loop, segment)))
+    return out
+
+
+def result_values(watched: Watched, arch: Arch, site: int, size: int) -> list[int]:
+    """What a call that comes back at ``site`` returned, its low ``size`` bytes."""
+    seen = watched.hits.get(site)
+    mask = (1 << 8 * size) - 1
+    return [s.registers[arch.result] & mask for s in seen.samples] if seen is not None else []
+
+
+def result_size(watched: Watched, arch: Arch, site: int) -> int:
+    """How many bytes of a call's result the loop looks at (8 when that is not clear)."""
+    segment = watched.function.segments.get(site)
+    for insn in segment.insns if segment is not None else ():
+        for effect in insn.effects:
+            if effect[0] == "flags" and effect[3][:2] == ("reg", arch.result):
+                return int(effect[3][2])
+        if arch.result in insn.defines:
+            break
+    return 8
+
+
+def load_address(load: Load, known: dict[str, Values]) -> int | None:
+    """Where a load reads, if its address is made of registers that never change."""
+    fixed = {name: v.first for name, v in known.items() if v.how == "constant"}
+    return evaluate(load.address, fixed)
+
+
+__all__ = [
+    "Result",
+    "Values",
+    "Watched",
+    "candidates",
+    "classify",
+    "decisive",
+    "load_address",
+    "never_taken",
+    "registers",
+    "result_size",
+    "result_values",
+    "watch",
+]

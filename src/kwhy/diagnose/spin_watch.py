@@ -1,0 +1,182 @@
+"""Watching a thread: what is asked of the target, kept so that a saved case answers the same."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kwhy.case.evidence import JSON, Facts
+from kwhy.errors import UsageError
+from kwhy.record.samples import Sample, decode
+from kwhy.verdict.call import CallVerdict
+
+Take = Callable[[list[JSON], float], tuple[dict[str, Any], dict[int, bytes]]]
+"""Watches with events for some seconds: the agent's result, and raw records by event."""
+Peek = Callable[[int, int], bytes | None]
+"""Reads memory as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one event gave. ``error``: why the kernel refused it."""
+
+    samples: list[Sample]
+    count: int
+    lost: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One period of watching.
+
+    ``before``/``after``: the thread as /proc had it, None: gone; ``running``: other threads that
+    were runnable at both ends.
+    """
+
+    seen: list[Seen]
+    seconds: float
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+    maps: list[str]
+    running: list[dict[str, Any]]
+
+    @property
+    def ticks(self) -> int | None:
+        """Clock ticks that the thread ran in the kernel meanwhile."""
+        if self.after is None:
+            return None
+        return int(self.after["system_ticks"]) - int(self.before["system_ticks"])
+
+
+Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
+"""Runs a call offline, on memory as it is now; with the argument registers of what it called."""
+
+
+class Keeper(Protocol):
+    """Evidence that keeps what it is given."""
+
+    facts: Facts
+    blobs: dict[str, bytes | None]
+
+    def blob(self, name: str) -> bytes | None: ...
+
+
+class Watcher:
+    """Asks the live target, or the case. ``take`` and ``peek`` are None for a case."""
+
+    def __init__(
+        self,
+        evidence: Keeper,
+        registers: dict[str, int],
+        take: Take | None = None,
+        peek: Peek | None = None,
+        run: Run | None = None,
+    ) -> None:
+        self.evidence = evidence
+        self.names = sorted(registers, key=lambda name: registers[name])
+        self.mask = sum(1 << bit for bit in registers.values())
+        self.take = take
+        self.peek = peek
+        self.run = run
+        self.number = 0
+        self.forbidden: str | None = None
+
+    def clock(self, period: int, seconds: float) -> Look:
+        """Samples every ``period`` ns of running, with call chains."""
+        event: dict[str, JSON] = {
+            "kind": "clock", "period": period, "registers": self.mask, "chain": True,
+        }  # fmt: skip
+        return self._look([event], seconds)
+
+    def breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
+        """What passed at each address, at most four at a time (the processor has no more).
+
+        None is set while ``forbidden`` says why not.
+        """
+        if self.forbidden is not None:
+            return {address: Seen([], 0, 0, self.forbidden) for address in addresses}
+        out: dict[int, Seen] = {}
+        for start in range(0, len(addresses), 4):
+            batch = list(addresses[start : start + 4])
+            events: list[JSON] = [
+                {"kind": "breakpoint", "address": address, "registers": self.mask}
+                for address in batch
+            ]
+            out.update(zip(batch, self._look(events, seconds).seen, strict=True))
+        return out
+
+    def memory(self, address: int, size: int) -> list[int]:
+        """Values of a number in memory, read as often as it was asked for while the target lived;
+        [] when it cannot be read."""
+        key = f"peeks/{address:x}+{size}"
+        kept = self.evidence.facts.extra.setdefault(key, [])
+        assert isinstance(kept, list)
+        if self.peek is not None:
+            data = self.peek(address, size)
+            if data is not None and len(data) == size:
+                kept.append(int.from_bytes(data, "little"))
+        return [value for value in kept if isinstance(value, int)]
+
+    def inside(
+        self, call: str, right: Callable[[str], bool], attempts: int
+    ) -> tuple[CallVerdict, dict[str, list[int]]] | None:
+        """What a call gives offline, a ``right`` result if one of some attempts gives it; with the
+        arguments of each function's last call by it. None if it cannot be made."""
+        key = f"inside/{call}"
+        for _ in range(attempts if self.run is not None else 0):
+            assert self.run is not None
+            try:
+                found, entered = self.run(call)
+            except UsageError:
+                return None
+            self.evidence.facts.extra[key] = {
+                "verdict": found.to_json(),
+                "entered": json.loads(json.dumps(entered)),
+            }
+            if found.ret is not None and right(found.ret.value):
+                break
+        kept: Any = self.evidence.facts.extra.get(key)
+        if not isinstance(kept, dict):
+            return None
+        return CallVerdict.from_json(kept["verdict"]), kept["entered"]
+
+    def _look(self, events: list[JSON], seconds: float) -> Look:
+        key = f"watch/{self.number}"
+        self.number += 1
+        asked = json.loads(json.dumps(events))
+        if self.take is not None:
+            result, records = self.take(events, seconds)
+            self.evidence.facts.extra[key] = {"asked": asked, "result": result}
+            for index, data in records.items():
+                self.evidence.blobs[f"{key}/{index}"] = data
+        kept = self.evidence.facts.extra.get(key)
+        if not isinstance(kept, dict) or kept.get("asked") != asked:
+            missing = Seen([], 0, 0, "the case does not hold this")
+            return Look([missing] * len(events), 0.0, {}, None, [], [])
+        return self._decode(key, events, kept["result"])
+
+    def _decode(self, key: str, events: list[JSON], result: Any) -> Look:
+        seen = []
+        for index, (event, counts) in enumerate(zip(events, result["events"], strict=True)):
+            assert isinstance(event, dict)
+            data = self.evidence.blob(f"{key}/{index}") or b""
+            samples = decode(data, bool(event.get("chain")), self.names)
+            seen.append(
+                Seen(samples, int(counts["count"]), int(counts["lost"]), counts.get("error"))
+            )
+        return Look(
+            seen, float(result["seconds"]), result["before"], result["after"], result["maps"],
+            result["running"],
+        )  # fmt: skip
+
+
+def value(text: str) -> int | None:
+    """The number behind a value as it is shown: "0x0", "-16", "false"."""
+    word = text.split()[0] if text.split() else ""
+    if word in ("true", "false"):
+        return int(word == "true")
+    try:
+        return int(word, 0)
+    except ValueError:
+        return None

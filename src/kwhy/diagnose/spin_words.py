@@ -1,0 +1,190 @@
+"""A loop in the words of the source: its conditions, its lines, the names of what it reads."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from kwhy.arch import Arch
+from kwhy.diagnose.sites import Site, held, locate
+from kwhy.diagnose.spin_loop import Watched, never_taken, result_size, result_values
+from kwhy.flow.cfg import Code, Function, Segment
+from kwhy.flow.explore import Decision
+from kwhy.flow.state import Condition
+from kwhy.kernel.model import Kernel
+from kwhy.verdict.spin import Branch, CalleeResult, LoopLine, SourceLines
+
+AHEAD = 4  # segments that are followed to see where a branch leads
+AROUND = 3  # lines of source shown before and after the loop
+MAX_LINES = 60
+MAX_VALUES = 4
+
+
+def offset(kernel: Kernel, address: int) -> str:
+    """``function+0x1b`` of an address."""
+    symbol = kernel.symbols.at(address)
+    return f"{symbol.name}+{address - symbol.address:#x}" if symbol else f"{address:#x}"
+
+
+def _compared(segment: Segment) -> Condition | None:
+    """What a branch compares, where that is a register or memory with a number."""
+    for insn in reversed(segment.insns):
+        for effect in insn.effects:
+            if effect[0] == "flags":
+                _, kind, size, a, b = effect
+                if kind in ("cmp", "logic", "result", "test") and b[0] == "const":
+                    return segment.last.condition, ("machine", a), int(b[1]), size
+                return None
+    return None
+
+
+def _way(function: Function, start: int | None) -> list[Segment]:
+    """The segments from ``start`` on, as long as there is just one way."""
+    out: list[Segment] = []
+    while start in function.segments and len(out) < AHEAD:
+        assert start is not None
+        segment = function.segments[start]
+        out.append(segment)
+        onward = segment.successors()
+        start = onward[0] if len(onward) == 1 else None
+    return out
+
+
+def truth(kernel: Kernel, function: Function, segment: Segment, taken: bool, site: Site) -> bool:
+    """Whether the source condition is true when the branch of ``segment`` goes that way."""
+    decision = Decision(
+        segment.last.address, "branch", taken, _compared(segment), segment.target or 0
+    )
+    there, other = segment.target, segment.next
+    if not taken:
+        there, other = other, there
+    after, instead = ([each.start for each in _way(function, way)] for way in (there, other))
+    return held(kernel, site, decision, after, instead)
+
+
+def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
+    """The conditions of the loop that were asked while it was watched."""
+    out: dict[tuple[object, ...], Branch] = {}
+    leaving = dict(watched.loop.exits)
+    for segment in watched.alive():
+        if segment.kind != "branch" or segment.target is None or segment.next is None:
+            continue
+        site = locate(kernel, segment.last.address)
+        out_of = leaving.get(segment.start)
+        never = never_taken(watched, segment)
+        always = wanted = None
+        if never is not None:
+            always = truth(kernel, watched.function, segment, not never, site)
+        if out_of is not None:
+            wanted = truth(kernel, watched.function, segment, out_of == segment.target, site)
+            if never is None and watched.exit_hits() == 0:
+                always = not wanted  # neither way was counted by itself, but the loop was not left
+        text = site.condition.text if site.condition else segment.last.text
+        key = (site.identity, always)
+        if key in out and (out[key].leaves or out_of is None):
+            continue  # another jump of the same condition
+        out[key] = Branch(
+            file=site.file,
+            line=site.line,
+            function=site.function,
+            expr=text,
+            always=always,
+            offset=site.offset,
+            leaves=out_of is not None,
+            wanted=wanted,
+        )
+    return list(out.values())
+
+
+def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set[int]) -> list[
+    CalleeResult
+]:
+    """What the functions that the loop calls returned; ``decides``: the calls that matter."""
+    out = []
+    for segment in watched.alive():
+        if segment.kind != "call":
+            continue
+        site = segment.last.end
+        name = called(code, watched, segment)
+        if watched.never(site):
+            continue
+        values = result_values(watched, arch, site, result_width(kernel, watched, arch, name, site))
+        ret = None
+        if values and not _returns_nothing(kernel, name):
+            ret = summary(values)
+        out.append(
+            CalleeResult(
+                function=name, ret=ret, offset=offset(kernel, site), decides=site in decides
+            )
+        )
+    return out
+
+
+def called(code: Code, watched: Watched, segment: Segment) -> str:
+    """The name of the function that a call segment calls."""
+    if segment.target is None:
+        return f"*{segment.last.text.removeprefix('call ')}"
+    return code.name(code.resolve(segment.target))
+
+
+def _returns_nothing(kernel: Kernel, name: str) -> bool:
+    prototype = kernel.types.prototype(name)
+    return prototype is not None and kernel.types.is_void(prototype.ret)
+
+
+def result_width(kernel: Kernel, watched: Watched, arch: Arch, name: str, site: int) -> int:
+    """Bytes of a call's result: by its C type, else by how much of it the loop looks at."""
+    prototype = kernel.types.prototype(name)
+    size = kernel.types.size(prototype.ret) if prototype is not None else None
+    return size if size in (1, 2, 4, 8) else result_size(watched, arch, site)
+
+
+def summary(values: Sequence[int]) -> str:
+    """Values in words: the one, the few, or how many."""
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) <= MAX_VALUES:
+        return ", ".join(number(value) for value in distinct)
+    return f"{len(distinct)} different values"
+
+
+def number(value: int) -> str:
+    """Small numbers in decimal, large ones in hex."""
+    return str(value) if value < 65536 else f"{value:#x}"
+
+
+def lines_of(kernel: Kernel, function: Function, addresses: Sequence[int]) -> Counter[int]:
+    """How many of the addresses belong to each line of the function itself."""
+    out: Counter[int] = Counter()
+    for address in addresses:
+        frames = kernel.frames(address)
+        if frames and frames[-1].line:
+            out[frames[-1].line] += 1
+    return out
+
+
+def loop_lines(kernel: Kernel, watched: Watched) -> tuple[LoopLine, ...]:
+    """The source lines of the loop, with the samples that were taken in each."""
+    frames = kernel.frames(watched.loop.head)
+    if not frames:
+        return ()
+    inside = [insn.address for segment in watched.alive() for insn in segment.insns]
+    covered = lines_of(kernel, watched.function, inside)
+    taken = lines_of(kernel, watched.function, watched.place.at)
+    return tuple(
+        LoopLine(file=frames[-1].file, line=line, samples=taken[line]) for line in sorted(covered)
+    )
+
+
+def excerpt(kernel: Kernel, name: str, lines: Sequence[LoopLine]) -> tuple[SourceLines, ...]:
+    """The source around the loop; () without it."""
+    text = kernel.source(lines[0].file) if lines else None
+    parsed = kernel.parsed(lines[0].file) if lines else None
+    if text is None or parsed is None:
+        return ()
+    function = parsed.function_at(lines[0].line)
+    all_lines = text.splitlines()
+    low, high = lines[0].line, lines[-1].line
+    if function is not None:
+        numbers = [each.line for each in lines if function.start <= each.line <= function.end]
+        low, high = min(numbers), max(numbers)
+        low, high = max(low - AROUND, function.start), min(high + AROUND, function.end)
+    high = min(high, low + MAX_LINES, len(all_lines))
+    return (SourceLines(file=lines[0].file, first=low, lines=tuple(all_lines[low - 1 : high])),)

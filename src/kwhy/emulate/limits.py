@@ -1,0 +1,50 @@
+"""Where offline execution has to stop, and what it leaves out: kernel functions by name.
+
+Names of all supported kernels; one that a kernel does not have is ignored.
+"""
+
+SLEEPS = "it would sleep"
+LOCKED = "it would wait for a lock that somebody holds"
+DIES = "it would stop the kernel"
+ENDS = "it would end the task"
+RUNS_USER = "it would go on in user space"
+
+STOPS: dict[str, str] = {
+    # kernel/sched/core.c: every way to sleep or to be preempted ends in one of these.
+    "schedule": SLEEPS, "__schedule": SLEEPS, "schedule_idle": SLEEPS, "schedule_rtlock": SLEEPS,
+    "preempt_schedule": SLEEPS, "preempt_schedule_notrace": SLEEPS, "schedule_preempt_disabled":
+    SLEEPS, "io_schedule": SLEEPS, "schedule_timeout": SLEEPS, "yield": SLEEPS,
+    # kernel/locking: the slow paths that spin.
+    "queued_spin_lock_slowpath": LOCKED, "native_queued_spin_lock_slowpath": LOCKED,
+    "__pv_queued_spin_lock_slowpath": LOCKED, "queued_read_lock_slowpath": LOCKED,
+    "queued_write_lock_slowpath": LOCKED, "osq_lock": LOCKED,
+    "panic": DIES, "vpanic": DIES, "nmi_panic": DIES, "__stack_chk_fail": DIES,
+    "machine_restart": DIES, "machine_halt": DIES, "machine_power_off": DIES,
+    "native_machine_emergency_restart": DIES, "__fortify_panic": DIES, "fortify_panic": DIES,
+    "usercopy_abort": DIES,
+    "do_exit": ENDS, "make_task_dead": ENDS, "rewind_stack_and_make_dead": ENDS,
+    "rewind_stack_do_exit": ENDS, "kthread_exit": ENDS,
+    "start_thread": RUNS_USER,
+}  # fmt: skip
+"""Functions that end a run at their entry, and why."""
+
+SKIPS = frozenset({
+    # It would be logged; nothing that the code computes depends on it (kernel/printk/printk.c).
+    "_printk", "printk", "vprintk", "vprintk_emit", "_printk_deferred", "printk_deferred",
+    "__warn_printk", "dump_stack", "dump_stack_lvl", "show_regs", "wake_up_klogd",
+    "defer_console_output",
+    # Time does not pass here (arch/x86/lib/delay.c).
+    "__udelay", "__ndelay", "__const_udelay", "__delay",
+    # Interrupts of other processors, and our own by the interrupt controller: no one is there.
+    "native_smp_send_reschedule", "native_send_call_func_single_ipi", "native_send_call_func_ipi",
+    "arch_irq_work_raise", "arch_send_call_function_single_ipi",
+    # mitigations that flush or write hardware buffers
+    "native_apic_mem_write", "native_apic_mem_eoi", "entry_ibpb",
+})  # fmt: skip
+"""Functions that are left out: they return 0 at once, and the verdict names them."""
+
+CLOCKS = frozenset({
+    "read_tsc", "kvm_clock_get_cycles", "read_hpet", "acpi_pm_read", "read_hv_clock_tsc_cs",
+    "read_hv_clock_msr_cs", "xen_clocksource_get_cycles",
+})  # fmt: skip
+"""Clock sources: they give the cycle of the last tick, so that a run always sees the same time."""

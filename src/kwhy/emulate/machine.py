@@ -1,0 +1,192 @@
+"""The processor: runs kernel code on a :class:`Memory` until it returns or cannot go on.
+
+What a machine cannot decide by itself it asks its :class:`Scene`: a page that is not there, a
+planted trap, an undefined instruction.  Nothing here knows of kernels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import unicorn
+from unicorn import UcError
+
+from kwhy.arch import x86_64_emulation as arch
+from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.emulate.hooks import attach
+from kwhy.emulate.memory import Memory, OutOfSlots
+from kwhy.emulate.track import Track
+from kwhy.errors import KwhyError
+
+MAX_BLOCKS = 2_000_000
+
+Kind = Literal["returned", "stopped", "fault", "exception", "bound", "unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended. ``reason`` is a sentence's end ("it would sleep in schedule()")."""
+
+    kind: Kind
+    address: int
+    reason: str = ""
+
+
+class Scene(Protocol):
+    """Who decides where the processor alone cannot; each may change registers through ``machine``.
+
+    None means: go on at the program counter; an End ends the run.
+    """
+
+    def fault(
+        self, machine: "Machine", address: int, write: bool, why: str
+    ) -> End | None: ...  # the access at the program counter has no page
+    def trap(self, machine: "Machine", address: int) -> End | None: ...
+    def undefined(self, machine: "Machine", address: int) -> End | None: ...
+
+
+@dataclass(slots=True)
+class _Event:
+    """Why the emulator left its loop."""
+
+    kind: Literal["fault", "trap", "exception", "undefined", "bound", "port", "full"]
+    address: int = 0
+    write: bool = False
+    text: str = ""
+
+
+GENERAL = tuple(name for name in arch.REGISTERS if name not in ("gs_base", "cr3", "rflags", "rip"))
+_GENERAL_IDS = [arch.REGISTERS[name] for name in GENERAL]
+
+
+class Machine:
+    """One processor on ``memory``. With ``detail`` each instruction and access is tracked."""
+
+    def __init__(self, memory: Memory, scene: Scene, detail: bool = False) -> None:
+        self.memory = memory
+        self.scene = scene
+        self._track: Track | None = Track()
+        self._limit = MAX_BLOCKS
+        self._event: _Event | None = None
+        self._error: BaseException | None = None
+        self._uc = arch.engine()
+        self._uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
+        self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host)
+        self._uc.hook_add(unicorn.UC_HOOK_TLB_FILL, self._fill)
+        self._uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
+        self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
+        for instruction in arch.PORT_INSTRUCTIONS:
+            self._uc.hook_add(unicorn.UC_HOOK_INSN, self._port, aux1=instruction)
+        self._hooks = attach(self._uc, memory, _GENERAL_IDS, detail)
+
+    # -- registers ---------------------------------------------------------------------------------
+
+    def get(self, register: str) -> int:
+        """A register by its architectural name."""
+        value: int = self._uc.reg_read(arch.REGISTERS[register])
+        return value
+
+    def set(self, register: str, value: int) -> None:
+        """Write a register."""
+        self._uc.reg_write(arch.REGISTERS[register], value & ((1 << 64) - 1))
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def run(self, start: int, until: int, limit: int = MAX_BLOCKS) -> End:
+        """Run from ``start`` until control reaches ``until``, at most ``limit`` basic blocks.
+
+        Errors of the memory's source other than MissingMemory pass through.
+        """
+        self._limit = limit
+        self._hooks.begin(limit)
+        self._track = None
+        return self._run(start, until)
+
+    @property
+    def track(self) -> Track:
+        """What the last run did; made when it is asked for."""
+        if self._track is None:
+            self._track = self._hooks.track()
+        return self._track
+
+    def _run(self, start: int, until: int) -> End:
+        self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+        self.set(arch.PC, start)
+        while True:
+            self._event = None
+            text = ""
+            try:
+                self._uc.emu_start(self.get(arch.PC), until)
+            except UcError as error:
+                text = str(error)
+            if self._error is not None:
+                error_, self._error = self._error, None
+                raise error_
+            here = self.get(arch.PC)
+            if self._hooks.full:
+                self._event = _Event("bound", here)
+            if self._event is None:
+                if here == until:
+                    return End("returned", here)
+                return End("unsupported", here, text or "the emulator stopped without a reason")
+            end = self._decide(self._event, here)
+            if end is not None:
+                return end
+
+    def _decide(self, event: _Event, here: int) -> End | None:
+        if event.kind == "fault":
+            return self.scene.fault(self, event.address, event.write, event.text)
+        if event.kind == "trap":
+            return self.scene.trap(self, event.address)
+        if event.kind == "undefined":
+            return self.scene.undefined(self, event.address)
+        if event.kind == "bound":
+            return End("bound", here, f"it did not return within {self._limit} basic blocks")
+        if event.kind == "full":
+            return End("bound", here, "it touched more memory than the emulator holds")
+        if event.kind == "port":
+            return End("stopped", here, "it would do port I/O")
+        return End("exception", here, f"it would raise a {event.text}")
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def _fill(self, uc: Any, address: int, access: int, entry: Any, _data: Any) -> bool:
+        write = access == unicorn.UC_MEM_WRITE
+        try:
+            place = self.memory.place(address & -PAGE)
+            if write and not self.memory.writable(address):
+                self._event = _Event("fault", address, True, "it is mapped read-only")
+                return False
+        except MissingMemory as error:
+            self._event = _Event("fault", address, write, error.why)
+            return False
+        except OutOfSlots:
+            self._event = _Event("full", address)
+            return False
+        except (KwhyError, KeyboardInterrupt) as error:
+            self._error = error
+            return False
+        entry.paddr = place
+        entry.perms = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
+        # A page is granted for writing at its first write: that is how the dirty ones are known.
+        if write or (address & -PAGE) in self.memory.dirty:
+            self.memory.dirty.add(address & -PAGE)
+            entry.perms |= unicorn.UC_PROT_WRITE
+        return True
+
+    def _interrupt(self, uc: Any, number: int, _data: Any) -> None:
+        here = self.get(arch.PC)
+        if number == arch.TRAP_VECTOR:
+            self._event = _Event("trap", here - len(arch.TRAP))
+        else:
+            name = arch.VECTORS.get(number, f"exception {number}")
+            self._event = _Event("exception", here, text=name)
+        uc.emu_stop()
+
+    def _invalid(self, uc: Any, _data: Any) -> bool:
+        self._event = _Event("undefined", self.get(arch.PC))
+        return False
+
+    def _port(self, uc: Any, *_rest: Any) -> int:
+        self._event = _Event("port", self.get(arch.PC))
+        uc.emu_stop()
+        return 0

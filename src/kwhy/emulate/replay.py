@@ -1,0 +1,144 @@
+"""A recorded system call, executed again offline: does it go the same way, and what did it see?
+
+The task must still be there as it was when the call failed (held at its exit, say), because its
+files, credentials and memory are read. Whether the second execution is the first one's equal is not
+assumed but compared: by the returned value, and by the calls that the recording shows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kwhy.emulate.call import Caller, Outcome, Passed
+from kwhy.emulate.history import Branch, History
+from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS
+from kwhy.emulate.machine import MAX_BLOCKS
+from kwhy.emulate.syscall import interface, run
+from kwhy.errors import UsageError
+from kwhy.flow.cfg import Code
+from kwhy.record.model import Call
+from kwhy.record.model import SyscallRecord as Record
+
+_AROUND = frozenset({name for name, why in STOPS.items() if why == SLEEPS}) | {
+    "rcu_note_context_switch", "__cond_resched", "preempt_schedule_common", "prepare_task_switch",
+    "preempt_schedule_irq", "switch_mm_irqs_off", "finish_task_switch.isra.0",
+}  # fmt: skip
+"""What the scheduler does when it takes the processor away in the middle: no part of the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A call in an execution: the function, what it called, what it returned (None: not back)."""
+
+    function: int
+    children: tuple["Step", ...]
+    ret: int | None
+
+
+@dataclass(slots=True)
+class Replay:
+    """What became of the second execution.
+
+    ``root`` is its call graph; ``history.branches`` are all its branches, and ``history.value``
+    tells the value of any term in them (see :mod:`kwhy.diagnose.executed` for their words).
+    ``difference`` is None when the recording agrees, else a sentence on the first disagreement.
+    """
+
+    outcome: Outcome
+    history: History
+    root: Step
+    difference: str | None
+
+    @property
+    def ret(self) -> int | None:
+        """The returned value, signed; None when it did not come to its end."""
+        result = self.outcome.result
+        return None if result is None else int(result.value_())
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it may be taken for the recorded call."""
+        return self.difference is None
+
+    def branches(self, function: int) -> list[Branch]:
+        """The branches that ran in activations of the function at an address, in order."""
+        history = self.history
+        return [
+            branch
+            for step, branch in sorted(history.branches.items())
+            if history.all_frames[history.frame_at[step]].entry == function
+        ]
+
+
+def replay(caller: Caller, record: Record, code: Code, limit: int = MAX_BLOCKS) -> Replay:
+    """Execute ``record``'s call again as the caller's task, from its recorded arguments.
+
+    ``caller`` is of that task (``Caller(kernel, task=record.tid)``), ``code`` of the same kernel.
+    Raises UsageError for a call that cannot be entered (of a 32-bit program, or unknown).
+    """
+    face = interface(caller, record.name)
+    if record.compat or face is None:
+        raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
+    scene = caller.scene(detail=True)
+    arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
+    outcome = run(caller, scene, face, arguments, limit=limit)
+    history = outcome.history(code)
+    root = _steps(history)
+    return Replay(outcome, history, root, _difference(outcome, root, record, code))
+
+
+def _steps(history: History) -> Step:
+    made: dict[int, Step] = {}
+    for frame in reversed(history.all_frames):
+        children = tuple(made[called.frame] for called in frame.calls)
+        made[frame.number] = Step(frame.entry, children, frame.result)
+    return made[0]
+
+
+def _difference(outcome: Outcome, root: Step, record: Record, code: Code) -> str | None:
+    if not outcome.returned:
+        return f"it does not return: {outcome.end.reason}"
+    got = int(outcome.result.value_())
+    if got != record.ret:
+        return f"it returns {got}, the recording {record.ret}"
+    if record.entry is None:
+        return "the recording does not show the call's own function"
+    if record.lost:
+        return "the recording has gaps"
+    return _compare(code, root, record.entry)
+
+
+def _compare(code: Code, step: Step, call: Call) -> str | None:
+    """The first place where two call graphs differ, among functions that the tracer sees."""
+    mine = [each for each in _seen(code, step.children) if code.name(each.function) not in _AROUND]
+    theirs = [each for each in _traced(call.children) if code.name(each.function) not in _AROUND]
+    for number, other in enumerate(theirs):
+        name = code.name(other.function)
+        if number >= len(mine):
+            return f"{code.name(call.function)}() called {name}(), and does not now"
+        if mine[number].function != other.function:
+            now = code.name(mine[number].function)
+            return f"{code.name(call.function)}() called {name}(), and now {now}()"
+        found = None if name in SKIPS else _compare(code, mine[number], other)
+        if found is not None:
+            return found
+    if len(mine) > len(theirs):
+        more = code.name(mine[len(theirs)].function)
+        return f"{code.name(call.function)}() did not call {more}(), and does now"
+    return None
+
+
+def _seen(code: Code, steps: Sequence[Step]) -> Iterator[Step]:
+    """Calls that leave a trace; of one that does not, what it calls stands in its place."""
+    for step in steps:
+        if code.traceable(step.function):
+            yield step
+        else:
+            yield from _seen(code, step.children)
+
+
+def _traced(calls: Sequence[Call]) -> Iterator[Call]:
+    for call in calls:
+        if call.kind == "traced":
+            yield call
+        elif call.kind == "implicit":
+            yield from _traced(call.children)

@@ -1,0 +1,318 @@
+"""The kernel around the code that runs: pages, the processor's own data, the task, what may not be.
+
+The stack is one of our own, so that the sleeping task's frames (lists lead into them) stay whole.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from kwhy.arch import x86_64_emulation as arch
+from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.emulate import bugs, limits
+from kwhy.emulate.ground import Ground
+from kwhy.emulate.machine import MAX_BLOCKS, End, Machine
+from kwhy.emulate.memory import Memory, Page
+from kwhy.errors import FeatureError, UsageError
+
+SCRATCH = arch.HOLE
+STACK = arch.HOLE + 0x1000000
+RETURN = arch.HOLE + 0x2000000 + PAGE // 2
+STACK_END_MAGIC = 0x57AC6E9D  # include/uapi/linux/magic.h
+PREEMPT_ENABLED = 0x80000000  # arch/x86/include/asm/preempt.h: PREEMPT_NEED_RESCHED inverted
+_AREA_FIELDS = ("vm_start", "vm_flags")
+_VM_READ, _VM_WRITE = 1, 2  # include/linux/mm.h
+_MASK = (1 << 64) - 1
+_INSTRUCTION = 15
+_TOP_COPY = 512
+"""Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
+
+
+class KernelScene:
+    """Memory and machine of one CPU and one task of a kernel.
+
+    ``task`` is the address of a task_struct, None for the CPU's own at the time. ``skipped`` and
+    ``notes`` tell what was left out. Raises FeatureError when the kernel's layout is not known.
+    """
+
+    def __init__(self, ground: Ground, cpu: int, task: int | None, detail: bool = False) -> None:
+        self.ground = ground
+        self.kernel = ground.kernel
+        self.cpu = cpu
+        self.skipped: list[str] = []
+        self.notes: list[str] = []
+        self._free = SCRATCH
+        self.memory = Memory(self._page)
+        self.machine = Machine(self.memory, self, detail)
+        self.percpu = self.percpu_base(cpu)
+        self._current = self._place_of("pcpu_hot", "current_task")
+        self._given = task is not None
+        self.task = task or self.word(self._current)
+        self._set()
+
+    # -- what the code sees ------------------------------------------------------------------------
+
+    def _set(self) -> None:
+        """The scene: stack, return page, this task on this CPU, interrupts and preemption on."""
+        memory = self.memory
+        memory.add(RETURN & -PAGE, b"\xf4" * PAGE, False)
+        top = STACK + arch.STACK_SIZE
+        for page in range(STACK, top, PAGE):
+            memory.add(page, b"")
+        own = self._task_field("stack")
+        old_top = self.word(own) + arch.STACK_SIZE
+        try:
+            memory.poke(top - _TOP_COPY, self.ground.memory.read(old_top - _TOP_COPY, _TOP_COPY))
+        except MissingMemory:
+            if self._given:
+                self.notes.append("the task's saved registers cannot be read")
+        memory.poke(STACK, STACK_END_MAGIC.to_bytes(8, "little"))
+        memory.poke(own, STACK.to_bytes(8, "little"))
+        state = self._task_field("__state", "state")
+        memory.poke(state, bytes(4))
+        memory.poke(self._current, self.task.to_bytes(8, "little"))
+        for names, value, size in (
+            (("pcpu_hot.top_of_stack", "cpu_current_top_of_stack"), top, 8),
+            (("pcpu_hot.preempt_count", "__preempt_count"), PREEMPT_ENABLED, 4),
+        ):
+            place = self._maybe_place(*names)
+            if place is not None:
+                memory.poke(place, value.to_bytes(size, "little"))
+        self.machine.set(arch.CPU_BASE, self.percpu)
+
+    @cached_property
+    def stack_top(self) -> int:
+        """Where a called function's stack begins: below the saved registers."""
+        return STACK + arch.STACK_SIZE - _TOP_COPY
+
+    @cached_property
+    def saved_registers(self) -> int:
+        """Where the registers of the user program are saved: struct pt_regs at the stack's top.
+
+        A kernel that knows FRED leaves room above (14619d912b65 "x86/fred: FRED entry/exit and
+        dispatch code", 6.9).
+        """
+        room = 16 if self.kernel.symbols.address("asm_fred_entrypoint_user") else 0
+        return STACK + arch.STACK_SIZE - room - arch.PT_REGS_SIZE
+
+    def maps(self, address: int) -> bool:
+        """Whether the task maps a user address now."""
+        table = self._user_table
+        return table is not None and self.ground.user_mapping(table, address) is not None
+
+    def word(self, address: int) -> int:
+        """Eight bytes of memory as the code would read them now."""
+        return int.from_bytes(self.memory.read(address, 8), "little")
+
+    def percpu_base(self, cpu: int) -> int:
+        """What is added to a per-CPU variable's address. Raises UsageError for no such CPU."""
+        table = self.kernel.symbols.address("__per_cpu_offset")
+        if table is None:
+            raise FeatureError("the kernel's per-CPU areas cannot be found", "kallsyms")
+        count = self._count_of_cpus()
+        if not 0 <= cpu < count:
+            raise UsageError(f"--cpu {cpu}: the target has CPUs 0 to {count - 1}")
+        return self.word(table + 8 * cpu)
+
+    def _count_of_cpus(self) -> int:
+        place = self.kernel.symbols.address("nr_cpu_ids")
+        if place is None:
+            return 1
+        return int.from_bytes(self.memory.read(place, 4), "little")
+
+    def _maybe_place(self, *names: str) -> int | None:
+        """Address of this CPU's copy of the first variable (``struct.field``) that exists."""
+        types = self.kernel.types
+        for name in names:
+            variable, _, path = name.partition(".")
+            symbols = self.kernel.symbols
+            found = symbols.percpu.named(variable)
+            symbol = symbols.percpu.symbol(found[0]) if found else symbols.vmlinux_symbol(variable)
+            if symbol is None:
+                continue
+            offset = 0
+            if path:
+                kind = types.variable(variable) or types.named(f"struct {variable}")
+                field = types.field(kind, path) if kind else None
+                if field is None:
+                    continue
+                offset = field.offset
+            return (symbol.address + offset + self.percpu) & ((1 << 64) - 1)
+        return None
+
+    def _place_of(self, *names: str) -> int:
+        found = self._maybe_place(f"{names[0]}.{names[1]}", names[1])
+        if found is None:
+            raise FeatureError(f"the kernel's variable {names[-1]} cannot be found", "kallsyms")
+        return found
+
+    def _task_field(self, *names: str) -> int:
+        types = self.kernel.types
+        task = types.named("struct task_struct")
+        for name in names:
+            field = types.field(task, name) if task else None
+            if field is not None:
+                return self.task + field.offset
+        raise FeatureError("the layout of struct task_struct is not known: no BTF", "btf")
+
+    # -- pages -------------------------------------------------------------------------------------
+
+    def _page(self, page: int) -> Page:
+        if page >= arch.USER_END:
+            return self.ground.page(page)
+        mapping = self.ground.user_mapping(self._user_table, page) if self._user_table else None
+        if mapping is None:
+            raise MissingMemory(page, "the task has no such page in memory")
+        return self.ground.user_page(page, mapping)
+
+    @cached_property
+    def _user_table(self) -> int | None:
+        """Kernel address of the task's top-level page table, None for a kernel thread."""
+        types = self.kernel.types
+        space = self.word(self._task_field("mm"))
+        kind = types.named("struct mm_struct")
+        field = types.field(kind, "pgd") if kind else None
+        if not space or field is None:
+            return None
+        return self.word(space + field.offset)
+
+    # -- what a machine asks -----------------------------------------------------------------------
+
+    def trap(self, machine: Machine, address: int) -> End | None:
+        """A planted trap, or a probe of somebody's in the live code."""
+        name = self.ground.planted.get(address)
+        if name is None:
+            return self._unprobe(machine, address)
+        if name in limits.STOPS:
+            return End("stopped", address, f"{limits.STOPS[name]} ({name}())")
+        if name in limits.CLOCKS:
+            self._leave(machine, self._last_cycle)
+        else:
+            if name not in self.skipped:
+                self.skipped.append(name)
+            self._leave(machine, 0)
+        return None
+
+    def _leave(self, machine: Machine, result: int) -> None:
+        """Return from the function that has just been entered."""
+        stack = machine.get(arch.STACK)
+        machine.set(arch.PC, self.word(stack))
+        machine.set(arch.STACK, stack + 8)
+        machine.set(arch.RESULT, result)
+
+    def _unprobe(self, machine: Machine, address: int) -> End | None:
+        original = self.kernel.data_image(address, len(arch.TRAP))
+        if original is None or original == arch.TRAP:
+            return End("stopped", address, "a probe is planted there, and what it covers is lost")
+        self.memory.poke(address, original)
+        self.notes.append(f"a probe at {self.where(address)} was taken out of the copy")
+        machine.set(arch.PC, address)
+        return None
+
+    @cached_property
+    def _last_cycle(self) -> int:
+        """The clock source's value at the last tick (struct timekeeper, tkr_mono.cycle_last)."""
+        types, symbols = self.kernel.types, self.kernel.symbols
+        kind = types.named("struct timekeeper")
+        field = types.field(kind, "tkr_mono.cycle_last") if kind else None
+        place = symbols.address("tk_core") or symbols.address("timekeeper_data")
+        if field is None or place is None:
+            self.notes.append("the time of the last tick is not known: clocks read 0")
+            return 0
+        # tk_core begins with a seqcount, padded to a cache line; the timekeeper follows.
+        return self.word(place + 64 + field.offset if symbols.address("tk_core") else place)
+
+    def undefined(self, machine: Machine, address: int) -> End | None:
+        """``ud2``: a WARN is passed over, a BUG ends the run (include/asm-generic/bug.h)."""
+        if self.memory.read(address, 2) != arch.UNDEFINED:
+            return End("unsupported", address, "the emulator does not know the instruction")
+        if bugs.is_warning(self.kernel, address):
+            self.skipped.append(f"WARN at {self.where(address)}")
+            machine.set(arch.PC, address + len(arch.UNDEFINED))
+            return None
+        return End("stopped", address, "it is a BUG: the kernel would die")
+
+    def fault(self, machine: Machine, address: int, write: bool, why: str) -> End | None:
+        """A page that is not there: as the kernel's own fault handler, if that would give up."""
+        here = machine.get(arch.PC)
+        if address < arch.USER_END and self._may_access(address, write):
+            if address & -PAGE in self.memory.pages:
+                self.memory.allow_writing(address)  # the kernel would copy a shared page first
+                return None
+            reason = f"user memory at {address:#x} would have to be brought in by a page fault"
+            return End("fault", here, reason)
+        for entry in self.kernel.exception_table(here, here + 1):
+            registers = {name: machine.get(name) for name in arch.ARGUMENTS + ("rcx", "rax")}
+            if entry.register and entry.register not in registers:
+                registers[entry.register] = machine.get(entry.register)
+            changed = arch.fixup(entry.kind, entry.register, entry.imm, registers)
+            if changed is None:
+                break
+            for name, value in changed.items():
+                machine.set(name, value)
+            machine.set(arch.PC, entry.fixup)
+            return None
+        if here & -PAGE == address & -PAGE and here == address:
+            return End("fault", here, f"it would jump to {address:#x}: {why}")
+        verb = "write" if write else "read"
+        used = arch.accessed(self.instruction(here, _INSTRUCTION), here, machine.get)
+        exact = next((a for a in used if a & -PAGE == address & -PAGE), address)
+        return End("fault", here, f"it would {verb} at {exact:#x}: {why}")
+
+    def _may_access(self, address: int, write: bool) -> bool:
+        """Whether a memory area of the task covers a user address and allows the access.
+
+        The kernel's own find_vma() tells, on a machine of its own.
+        """
+        types = self.kernel.types
+        space = self.word(self._task_field("mm"))
+        finder = self.kernel.symbols.named("find_vma", modules=False)
+        area = types.named("struct vm_area_struct")
+        start, flags = (types.field(area, name) if area else None for name in _AREA_FIELDS)
+        if not space or not finder or start is None or flags is None:
+            return False
+        other = KernelScene(self.ground, self.cpu, self.task)
+        end = other.enter(finder[0].address, [space, address])
+        found = other.machine.get(arch.RESULT)
+        if end.kind != "returned" or not found or other.word(found + start.offset) > address:
+            return False
+        wanted = _VM_WRITE if write else _VM_READ
+        return bool(other.word(found + flags.offset) & wanted)
+
+    def allocate(self, data: bytes) -> int:
+        """Memory of our own that holds ``data``; its address."""
+        address = self._free
+        self._free += (len(data) + 15) & ~15
+        for page in range(address & -PAGE, self._free + PAGE, PAGE):
+            if page not in self.memory.pages:
+                self.memory.add(page, b"")
+        self.memory.poke(address, data)
+        return address
+
+    def enter(self, function: int, arguments: Sequence[int], limit: int = MAX_BLOCKS) -> End:
+        """Call the function at an address with integer arguments, as the convention has it."""
+        machine = self.machine
+        count = len(arch.ARGUMENTS)
+        stack = self.stack_top - 8 * (max(0, len(arguments) - count) & 1)
+        for value in reversed(arguments[count:]):
+            stack -= 8
+            self.memory.poke(stack, (value & _MASK).to_bytes(8, "little"))
+        stack -= 8
+        self.memory.poke(stack, RETURN.to_bytes(8, "little"))
+        for register, value in zip(arch.ARGUMENTS, arguments, strict=False):
+            machine.set(register, value)
+        machine.set(arch.STACK, stack)
+        machine.set(arch.FLAGS, arch.ENABLED_FLAGS)
+        return machine.run(function, RETURN, limit)
+
+    def instruction(self, address: int, size: int) -> bytes:
+        """Up to ``size`` bytes of code; fewer where the next page cannot be had."""
+        room = PAGE - address % PAGE
+        try:
+            return self.memory.read(address, size)
+        except MissingMemory:
+            return self.memory.read(address, min(size, room))
+
+    def where(self, address: int) -> str:
+        """``function+0x1b`` of an address."""
+        symbol = self.kernel.symbols.at(address)
+        return f"{symbol.name}+{address - symbol.address:#x}" if symbol else f"{address:#x}"

@@ -1,0 +1,164 @@
+"""Which branches decided a value: the dynamic backward slice of an execution.
+
+A step matters when its value flows into the result, or when it is a branch that decided whether
+such a step ran at all. The first is known from :class:`History`; the second is control dependence,
+by post-dominators of each function's control-flow graph, taken at the last execution before.
+"""
+
+import bisect
+import functools
+from typing import Any
+
+import networkx as nx
+
+from kwhy.emulate.history import Frame, History
+from kwhy.errors import FATAL
+from kwhy.flow.cfg import NORETURN, Code, Function
+
+MAX_SLICE = 50_000
+_EXIT = -1
+
+
+def decided(history: History, *, deep: bool = False, addresses: bool = False) -> list[int]:
+    """The branch steps behind the outermost function's result, in the order they ran.
+
+    Of a run that did not return: those behind its getting to where it stopped. ``deep`` adds the
+    branches behind the values that those compared, and so on; ``addresses`` follows also the values
+    that only formed addresses.
+    """
+    if not history.steps:
+        return []
+    slicer = _Slicer(history, addresses)
+    first = history.all_frames[0]
+    if first.result is not None and first.result_step is not None:
+        slicer.follow(first.result_step)
+    else:
+        slicer.control(len(history.steps) - 1)
+    if deep:
+        slicer.deepen()
+    return sorted(slicer.found)
+
+
+class _Slicer:
+    def __init__(self, history: History, addresses: bool) -> None:
+        self.history = history
+        self.addresses = addresses
+        self.found: set[int] = set()
+        self._done: set[int] = set()
+        self._by_frame: dict[int, list[int]] = {}
+        for step in history.branches:
+            self._by_frame.setdefault(history.frame_at[step], []).append(step)
+
+    def follow(self, step: int) -> None:
+        """The steps whose values flow into that of ``step``, and what decided that they ran."""
+        history, todo = self.history, [step]
+        while todo and len(self._done) < MAX_SLICE:
+            step = todo.pop()
+            if step in self._done or step < 0:
+                continue
+            self._done.add(step)
+            if step in history.branches:
+                self.found.add(step)
+            todo += history.data[step]
+            if self.addresses:
+                todo += history.places[step]
+            self.control(step)
+
+    def control(self, step: int) -> None:
+        """What decided that ``step`` ran, in its frame and in those around it."""
+        number: int | None = self.history.frame_at[step]
+        while number is not None:
+            frame = self.history.all_frames[number]
+            branch = self._controlling(frame, step)
+            if branch is None:
+                number, step = frame.parent, frame.by
+                continue
+            if branch in self.found:
+                return
+            self.found.add(branch)
+            step = branch
+
+    def deepen(self) -> None:
+        """The same for what the found branches compared, until nothing is added."""
+        asked: set[int] = set()
+        while new := self.found - asked:
+            asked |= new
+            for branch in new:
+                for step in self.history.asked[branch]:
+                    self.follow(step)
+
+    def _controlling(self, frame: Frame, step: int) -> int | None:
+        """The last branch before ``step`` in its frame that decided whether it ran."""
+        own = self._by_frame.get(frame.number)
+        if not own:
+            return None
+        graph = _dependence(self.history.code, frame.entry)
+        if graph is None:
+            return None
+        segments, controls = graph
+        here = segments.get(self.history.steps[step])
+        if here is None:
+            return None
+        for branch in reversed(own[: bisect.bisect_left(own, step)]):
+            if self.history.branches[branch].kind != "branch":
+                continue
+            at = segments.get(self.history.steps[branch])
+            if at is not None and at in controls.get(here, ()):
+                return branch
+        return None
+
+
+_Graph = tuple[dict[int, int], dict[int, frozenset[int]]]
+
+
+@functools.lru_cache(maxsize=4096)
+def _dependence(code: Code, entry: int) -> _Graph | None:
+    """Segment of each instruction, and per segment the segments whose branch it depends on."""
+    try:
+        function = code.function(entry)
+    except FATAL:
+        raise
+    except Exception:  # whatever keeps its code from being read: then nothing is known of it
+        return None
+    segments = {
+        insn.address: start
+        for start, segment in function.segments.items()
+        for insn in segment.insns
+    }
+    return segments, _control_dependence(code, function)
+
+
+def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[int]]:
+    """Ferrante, Ottenstein and Warren (1987): by post-dominators.
+
+    Ways that end in a function that never comes back (a stack check, a panic) do not count: what
+    avoided them decided nothing.
+    """
+    graph: Any = nx.DiGraph()
+    for start, segment in function.segments.items():
+        if segment.kind == "call" and segment.target and code.name(segment.target) in NORETURN:
+            continue
+        onward = [to for to in segment.successors() if to in function.segments]
+        for to in onward:
+            graph.add_edge(to, start)
+        if not onward and segment.kind in ("return", "tail"):
+            graph.add_edge(_EXIT, start)
+    if _EXIT not in graph:
+        return {}
+    above: dict[int, int] = nx.immediate_dominators(graph, _EXIT)
+    out: dict[int, set[int]] = {}
+    for start, segment in function.segments.items():
+        onward = [to for to in segment.successors() if to in function.segments]
+        if len(onward) < 2 or start not in above:
+            continue
+        for to in onward:
+            if to not in above:
+                continue
+            runner: int | None = to
+            seen = 0
+            while runner is not None and runner not in (above[start], _EXIT) and seen < 10_000:
+                out.setdefault(runner, set()).add(start)
+                parent = above.get(runner)
+                runner = parent if parent != runner else None
+                seen += 1
+    return {start: frozenset(found) for start, found in out.items()}

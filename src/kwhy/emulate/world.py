@@ -1,0 +1,108 @@
+"""A kernel to experiment with: its functions run offline, one after the other, on one memory.
+
+What models for ``kwhy explore`` are written against.
+"""
+
+from kwhy.arch import x86_64_emulation as machine_arch
+from kwhy.case.evidence import MissingMemory
+from kwhy.emulate.ground import Ground
+from kwhy.emulate.scene import KernelScene
+from kwhy.errors import InputError
+from kwhy.kernel.model import Kernel
+
+LIMIT = 100_000  # basic blocks of one call
+
+State = dict[int, bytes]
+
+
+class Stopped(Exception):
+    """The code cannot go on offline; the text says why ("it would sleep ...")."""
+
+
+class World:
+    """Calls kernel functions; reads what they left. Numbers are Python ints throughout."""
+
+    def __init__(self, kernel: Kernel, cpu: int = 0) -> None:
+        self.kernel = kernel
+        self.cpu = cpu
+        self.scene = KernelScene(Ground(kernel), cpu, None)
+        self._functions: dict[str, int] = {}
+        self._fields: dict[tuple[str, str], tuple[int, int, bool]] = {}
+
+    # -- for models --------------------------------------------------------------------------------
+
+    def call(self, function: str, *arguments: int) -> int:
+        """The 64-bit result of a kernel function. Raises Stopped where it cannot go on."""
+        end = self.scene.enter(self._function(function), arguments, LIMIT)
+        if end.kind != "returned":
+            raise Stopped(f"{function}(): {end.reason}")
+        return self.scene.machine.get(machine_arch.RESULT)
+
+    def peek(self, function: str, *arguments: int) -> int:
+        """As ``call``, but what the function changed is undone."""
+        state = self.save()
+        try:
+            return self.call(function, *arguments)
+        finally:
+            self.load(state)
+
+    def symbol(self, name: str) -> int:
+        """Address of a function or variable. Raises InputError if the kernel has none."""
+        found = self.kernel.symbols.named(name)
+        if not found:
+            raise InputError(f"the kernel has no symbol {name}")
+        return found[0].address
+
+    def field(self, address: int, struct: str, path: str) -> int:
+        """A number or pointer in a structure: ``field(page, "struct buffer_page", "read")``."""
+        offset, size, signed = self._field(struct, path)
+        data = self._read(address + offset, size)
+        return int.from_bytes(data, "little", signed=signed)
+
+    def inside(self, address: int, struct: str, path: str) -> int:
+        """The address of a member."""
+        return address + self._field(struct, path)[0]
+
+    def word(self, address: int) -> int:
+        """Eight bytes of memory."""
+        return int.from_bytes(self._read(address, 8), "little")
+
+    def text(self, address: int, limit: int = 256) -> str:
+        """The string at an address."""
+        return self._read(address, limit).split(b"\0")[0].decode("utf-8", "replace")
+
+    def allocate(self, data: bytes) -> int:
+        """Memory that holds ``data``, for arguments and results; to be made in ``prepare``."""
+        return self.scene.allocate(data)
+
+    # -- for the search ----------------------------------------------------------------------------
+
+    def save(self) -> State:
+        """What the calls so far have changed."""
+        return self.scene.memory.state()
+
+    def load(self, state: State) -> None:
+        """Go back to a saved state; {} is the beginning."""
+        self.scene.memory.restore(state)
+
+    def _read(self, address: int, size: int) -> bytes:
+        try:
+            return self.scene.memory.read(address, size)
+        except MissingMemory as error:
+            raise Stopped(f"no memory at {address:#x}: {error.why}") from None
+
+    def _function(self, name: str) -> int:
+        if name not in self._functions:
+            self._functions[name] = self.symbol(name)
+        return self._functions[name]
+
+    def _field(self, struct: str, path: str) -> tuple[int, int, bool]:
+        if (struct, path) not in self._fields:
+            types = self.kernel.types
+            kind = types.named(struct)
+            found = types.field(kind, path) if kind is not None else None
+            if found is None:
+                raise InputError(f"the kernel's type information has no {path} in {struct}")
+            signed = types.is_signed(found.type)
+            self._fields[struct, path] = (found.offset, found.size, signed)
+        return self._fields[struct, path]

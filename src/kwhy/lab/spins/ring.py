@@ -1,0 +1,71 @@
+"""The ring buffer's old bug, back in a modern kernel; and the way to set it off from user space."""
+
+from pathlib import Path
+
+from kwhy.errors import FeatureError
+from kwhy.kernel.types import Types
+
+MODULE = Path(__file__).with_name("kwhy_ring.c")
+INSTANCE = "bomb"
+
+_FIELDS = {
+    "READER_PAGE": ("struct ring_buffer_per_cpu", "reader_page"),
+    "COMMIT_PAGE": ("struct ring_buffer_per_cpu", "commit_page"),
+    "PAGE_READ": ("struct buffer_page", "read"),
+    "PAGE_DATA": ("struct buffer_page", "page"),
+    "DATA_COMMIT": ("struct buffer_data_page", "commit"),
+}
+
+
+def definitions(types: Types) -> dict[str, int]:
+    """What the module has to be told about the kernel's structures: offsets of their fields."""
+    out = {}
+    for name, (struct, path) in _FIELDS.items():
+        kind = types.named(struct)
+        field = types.field(kind, path) if kind is not None else None
+        if field is None:
+            raise FeatureError(f"the kernel's type information lacks {path} of {struct}", "btf")
+        out[name] = field.offset
+    return out
+
+
+#: Prepares an instance: two pages and the reader's, an event that always fails its filter, and a
+#: trigger that wants time stamps, without which such an event would not even reach the buffer. The
+#: event has to be one of a call that nobody makes by chance.
+ARM = f"""set -e
+cd /sys/kernel/tracing
+echo 'p:{INSTANCE} __x64_sys_getppid' >> kprobe_events
+mkdir -p instances/{INSTANCE}
+cd instances/{INSTANCE}
+echo 0 > tracing_on
+echo 4 > buffer_size_kb
+echo '__probe_ip == 0' > events/kprobes/{INSTANCE}/filter
+echo 'hist:keys=common_pid:ts0=common_timestamp.usecs if __probe_ip == 0' \
+ > events/kprobes/{INSTANCE}/trigger
+echo 1 > events/kprobes/{INSTANCE}/enable
+echo > trace
+echo 1 > tracing_on
+"""
+
+#: The steps of a sequence, in its order, by one process on one processor; then it reads on.
+DETONATE = f"""import os, sys
+root = "/sys/kernel/tracing/instances/{INSTANCE}/"
+pipe = os.open(root + "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
+marker = os.open(root + "trace_marker", os.O_WRONLY)
+
+def write():
+    os.write(marker, b"x" * 4038)  # what is left of the page is too small for any event
+
+def discard():
+    os.getppid()
+
+def consume():
+    os.read(pipe, 4000)  # as much as ends after one event: the next is not touched
+    os.read(pipe, 4000)  # the rest of its line
+
+for step in sys.argv[1:]:
+    {{"write": write, "discard": discard, "consume": consume}}[step]()
+os.set_blocking(pipe, True)
+while True:
+    os.read(pipe, 4096)
+"""

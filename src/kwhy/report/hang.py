@@ -1,0 +1,215 @@
+"""The answer of ``kwhy hang`` for a person: the headline, each finding, the stacks behind it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, TextIO
+
+from kwhy.report import calls, terminal, words
+from kwhy.report.page import Page
+from kwhy.verdict.fail import FailedCall
+from kwhy.verdict.hang import KINDS, Frame, Root, Task, Verdict, Wait
+
+_SURE: Final = {
+    "observed": "who waits and who holds was read from the locks themselves",
+    "deduced": "one holder is not recorded, and no other task fits",
+    "ambiguous": "who holds one of the locks is not recorded",
+    "unknown": "what would end the wait is not recorded",
+}
+_TITLES: Final = {
+    "deadlock": "deadlock:",
+    "gone": "never released:",
+    "possible": "possibly a deadlock:",
+    "unknown": "waiting:",
+    "asleep": "waiting for a sleeper:",
+    "ready": "waiting, no deadlock:",
+    "running": "waiting, no deadlock:",
+}
+_NAMED: Final = 6  # tasks of a group that are named; the rest is a count
+_STACKS: Final = 12  # tasks whose stacks are printed; JSON has them all
+_FINDINGS: Final = 20
+
+
+def show(
+    verdict: Verdict,
+    file: TextIO | None = None,
+    *,
+    color: terminal.Color = "auto",
+    width: int | None = None,
+) -> None:
+    """Print the report to ``file`` (standard output), see :func:`terminal.show`."""
+    terminal.display(lambda columns: render(verdict, columns), file, color=color, width=width)
+
+
+def render(verdict: Verdict, width: int = terminal.WIDTH) -> Page:
+    """The report as a page of ``width`` columns."""
+    page = Page(width=max(40, width))
+    page.write(("hang: ", "bold red"), (verdict.summary, "bold"), hang=6)
+    tasks = {task.tid: task for task in verdict.tasks}
+    waits = {wait.id: wait for wait in verdict.waits}
+    of_task = {tid: wait for wait in verdict.waits for tid in wait.waiters}
+    for root in verdict.roots[:_FINDINGS]:
+        _finding(page, root, tasks, waits, of_task)
+    if len(verdict.roots) > _FINDINGS:
+        left = len(verdict.roots) - _FINDINGS
+        page.heading(f"and {words.count(left, 'more finding')}", "; --json has them all")
+    _stacks(page, verdict, tasks)
+    _sure(page, verdict)
+    return page
+
+
+def _finding(
+    page: Page,
+    root: Root,
+    tasks: dict[int, Task],
+    waits: dict[int, Wait],
+    of_task: dict[int, Wait],
+) -> None:
+    page.heading(_TITLES[root.kind])
+    if root.kind in ("deadlock", "possible"):
+        _ring(page, root.tids, tasks, waits)
+        _behind(page, root.waiting, tasks, of_task)
+        return
+    wait = waits.get(root.wait) if root.wait is not None else None
+    if root.kind in ("gone", "unknown") and wait is not None:
+        page.write((_lock(wait), "bold"), indent=2, hang=4)
+        page.write((wait.note or KINDS.get(wait.kind, ""), ""), indent=4)
+    elif root.tids:
+        page.write((root.text, "bold"), indent=2, hang=4)
+    _behind(page, root.waiting, tasks, of_task)
+
+
+def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[int, Wait]) -> None:
+    for number, tid in enumerate(tids):
+        page.write(("  +-> " if not number else "  |   ", "blue"), (_who(tid, tasks), "bold"))
+        task = tasks.get(tid)
+        wait = waits.get(task.waits_for) if task and task.waits_for is not None else None
+        bar = ("  |     ", "blue")
+        if task and task.syscall:
+            page.raw(bar, (f"in {_call(task)}{_since(task)}", ""))
+        for held in waits.values():
+            for taken in (t for t in held.taken if t.tid == tid):
+                place = words.place(taken.file, taken.line)
+                where = f"in {taken.function}()" + (f", {place}" if place else "")
+                plain = replace(held, kind=held.kind.removesuffix("-write").removesuffix("-read"))
+                _barred(page, bar, f"took {_lock(plain)} {where}")
+        if wait is not None:
+            _barred(page, bar, f"waits for {_lock(wait)},")
+            by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
+            if wait.behind and set(tids) & set(wait.behind):
+                by = "queued behind"
+            page.raw(bar, (by, ""))
+    page.write(("  +-- ", "blue"), (_who(tids[0], tasks), "bold"))
+
+
+def _barred(page: Page, bar: tuple[str, str], text: str) -> None:
+    """Wrapped text with the ring's line at its left."""
+    inner = Page(width=page.width - len(bar[0]))
+    inner.write((text, ""), hang=2)
+    page.lines += [[bar, *line] for line in inner.lines]
+
+
+def _sure_waiters(wait: Wait) -> Sequence[int]:
+    return wait.waiters if wait.owners else ()
+
+
+def _behind(
+    page: Page, waiting: Sequence[int], tasks: dict[int, Task], of_task: dict[int, Wait]
+) -> None:
+    """The tasks behind, grouped by what they wait for: a thousand alike are one line."""
+    groups: dict[int | None, list[int]] = {}
+    known = {wait.id: wait for wait in of_task.values()}
+    for tid in waiting:
+        own = of_task.get(tid)
+        groups.setdefault(own.id if own else None, []).append(tid)
+    for which, members in groups.items():
+        wait = known.get(which) if which is not None else None
+        for_what = f" for {_lock(wait)}" if wait else ""
+        verb = "waits" if len(members) == 1 else "wait"
+        page.write(
+            (f"{words.count(len(members), 'task')} {verb}{for_what}: ", ""),
+            (_list(members, tasks), ""),
+            indent=2,
+            hang=4,
+        )
+
+
+def _list(tids: Sequence[int], tasks: dict[int, Task]) -> str:
+    names = [_who(tid, tasks) for tid in tids[:_NAMED]]
+    more = len(tids) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
+
+
+def _who(tid: int, tasks: dict[int, Task]) -> str:
+    task = tasks.get(tid)
+    return f"{tid} {task.comm}" if task else str(tid)
+
+
+def _lock(wait: Wait) -> str:
+    """ "rwsem-write inode->i_rwsem of /opt/fire.js"."""
+    name = wait.name or (wait.address if not wait.object else "")
+    text = f"{wait.kind} {name}".strip() if name != wait.kind else wait.kind
+    if wait.object:
+        text += f" of {wait.object}"
+    if not wait.name and not wait.object and wait.function:
+        text += f" in {wait.function}()"
+    return text
+
+
+def _call(task: Task) -> str:
+    """The system call as strace would print it."""
+    call = FailedCall(
+        pid=task.tid, tid=task.tid, comm=task.comm, syscall=task.syscall or "", args=task.args,
+        ret=0, errno="", decoded=task.decoded,
+    )  # fmt: skip
+    return calls.text(call)
+
+
+def _since(task: Task) -> str:
+    if task.seconds is None:
+        return ""
+    minutes, hours, days = task.seconds // 60, task.seconds // 3600, task.seconds // 86400
+    for number, unit in ((days, "day"), (hours, "hour"), (minutes, "minute")):
+        if number:
+            return f", for {words.count(number, unit)}"
+    return f", for {words.count(task.seconds, 'second')}"
+
+
+def _stacks(page: Page, verdict: Verdict, tasks: dict[int, Task]) -> None:
+    """The stacks of those that matter most: the cycles' first, then the owners, then the rest."""
+    order = [tid for root in verdict.roots for tid in (*root.tids, *root.waiting[:2])]
+    chosen = [tasks[tid] for tid in dict.fromkeys(order) if tid in tasks and tasks[tid].stack]
+    for task in chosen[:_STACKS]:
+        page.heading(f"{task.tid} {task.comm}", f" ({task.state}{_since(task)})")
+        if task.syscall:
+            page.write((f"in {_call(task)}", ""), indent=2, hang=4)
+        for frame in task.stack:
+            _frame(page, frame)
+    if len(chosen) > _STACKS:
+        left = words.count(len(chosen) - _STACKS, "more stack")
+        page.heading(f"and {left}", "; --json has them all")
+
+
+def _frame(page: Page, frame: Frame) -> None:
+    mark = "? " if frame.guessed else ""
+    where = words.place(frame.file, frame.line) or (f"[{frame.module}]" if frame.module else "")
+    page.raw(
+        (f"  {mark}{frame.function}()+{frame.offset}", ""),
+        (f"  {where}" if where else "", "dim"),
+    )
+    for argument in frame.args:
+        if argument.value:
+            shown = f"      {argument.name} = {argument.value}"
+            page.raw((shown, ""), (f"  ({argument.source})", "dim"))
+
+
+def _sure(page: Page, verdict: Verdict) -> None:
+    kernel = verdict.kernel
+    page.heading("how sure:", f" {verdict.confidence}, {_SURE[verdict.confidence]}")
+    page.write(
+        (f"kernel: {kernel.release} {kernel.arch}", ""),
+        (f", build-id {kernel.build_id[:12]}" if kernel.build_id else "", "dim"),
+        indent=2,
+        hang=4,
+    )
+    for note in verdict.evidence.notes:
+        page.write((f"note: {note}", ""), indent=2, hang=4)

@@ -1,0 +1,126 @@
+"""``kwhy spin`` against the truth of threads that spin in known ways."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.desk import Outcome, kwhy, run_in
+
+from kwhy import lab
+from kwhy.lab.build import build_module
+from kwhy.lab.kernels import by_release
+from kwhy.lab.spins import CONTROL, MODULE, ON_ITS_OWN, SETTINGS, WAYS, Way
+from kwhy.report.schema import validate
+
+pytestmark = pytest.mark.lab
+
+PID = "/tmp/spinner"
+Start = Callable[[str], lab.Guest]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """``start("6.12")``: a guest with the module in it and a processor to burn."""
+    running: dict[str, lab.Guest] = {}
+    with ExitStack() as stack:
+
+        def guest(series: str) -> lab.Guest:
+            if series not in running:
+                while running:
+                    running.popitem()[1].stop()
+                guest = running[series] = stack.enter_context(
+                    lab.start(series, f"spin-{os.getpid()}-{series}", replace(SETTINGS, keep=False))
+                )
+                kernel = by_release(guest.release)
+                assert kernel is not None
+                with lab.open_link(guest, probe=False) as link:
+                    link.put(build_module(kernel, MODULE), "kwhy_spin.ko")
+                    assert 0 == run_in(link, "insmod", "kwhy_spin.ko")[0]
+            return running[series]
+
+        yield guest
+
+
+@contextmanager
+def spinning(guest: lab.Guest, command: str) -> Iterator[int]:
+    """A thread that runs a shell command on the second processor; it is released at the end."""
+    inner = f"echo $$ > {PID}.new; mv {PID}.new {PID}; {command}"
+    outer = (
+        f"rm -f {PID}; setsid {' '.join(ON_ITS_OWN)} sh -c '{inner}' < /dev/null > /dev/null 2>&1 &"
+        f" while ! test -s {PID}; do sleep 0.05; done; sleep 0.2; cat {PID}"
+    )
+    with lab.open_link(guest, probe=False) as link:
+        status, out, err = run_in(link, "sh", "-c", outer)
+        assert (0, "") == (status, err)
+        try:
+            yield int(out)
+        finally:
+            over = f"echo release > {CONTROL}; kill -9 {int(out)}"
+            wait = f"while test -d /proc/{int(out)}; do sleep 0.05; done"
+            run_in(link, "sh", "-c", f"{over}; {wait}")
+
+
+def spin(guest: lab.Guest, tid: int, *options: str) -> Outcome:
+    """Ask."""
+    answer = kwhy("spin", str(tid), "--lab", guest.name, "--json", *options)
+    assert answer.out, answer.err
+    return answer
+
+
+def judge(way: Way, verdict: dict[str, Any]) -> None:
+    """Whether an answer is the truth."""
+    validate(verdict)
+    assert way.state == verdict["state"], verdict["summary"]
+    if way.state == "lock":
+        assert way.function == verdict["lock"]["wanted_by"]
+        assert verdict["lock"]["name"].startswith("spin_state")
+        return
+    assert way.function == verdict["loop"]["function"]
+    assert "observed" == verdict["confidence"]
+    assert verdict["loop"]["head_hits"] > 0
+    assert (0, 0) == (verdict["loop"]["entry_hits"], verdict["loop"]["exit_hits"])
+    ways = {branch["expr"]: branch["always"] for branch in verdict["branches"]}
+    assert way.always == ways.get(str(way.condition)), ways
+    assert way.decides in (None, *(c["function"] for c in verdict["calls"] if c["decides"]))
+
+
+def check_all(guest: lab.Guest, ways: tuple[Way, ...], tmp_path: Path) -> None:
+    for way in ways:
+        with spinning(guest, f"echo {way.name} > {CONTROL}") as tid:
+            case = tmp_path / f"{way.name}.kwhy"
+            answer = spin(guest, tid, "--save", str(case))
+            judge(way, answer.verdict)
+        again = kwhy("explain", str(case), "--json")
+        assert answer.verdict == again.verdict
+
+
+def test_spin_names_the_loop(start: Start, tmp_path: Path) -> None:
+    """A list that is a circle, a decoy that is slow, and two callees that contradict each other:
+    each is told for what it is, from the live guest and from the case."""
+    chosen = tuple(way for way in WAYS if way.name in ("circle", "slow", "masked"))
+    check_all(start("6.12"), chosen, tmp_path)
+
+
+def test_a_thread_that_does_not_spin_is_said_so(start: Start) -> None:
+    """A sleeping thread, one in user space, one that enters and leaves the kernel, and none."""
+    guest = start("6.12")
+    with spinning(guest, "exec sleep 100") as tid:
+        assert "asleep" == spin(guest, tid).verdict["state"]
+    with spinning(guest, "while :; do :; done") as tid:
+        assert "user" == spin(guest, tid).verdict["state"]
+    with spinning(guest, "exec dd if=/dev/zero of=/dev/null bs=1M") as tid:
+        assert "busy" == spin(guest, tid).verdict["state"]
+    gone = kwhy("spin", "99999", "--lab", guest.name)
+    assert 1 == gone.status
+    assert "there is no" in gone.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("series", ["5.10", "6.1", "6.12", "7"])
+def test_every_way_on_every_kernel(start: Start, series: str, tmp_path: Path) -> None:
+    """All ways to spin, judged by the truth."""
+    check_all(start(series), WAYS, tmp_path)

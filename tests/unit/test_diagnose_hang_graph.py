@@ -1,0 +1,64 @@
+"""Cycles and the ends of chains: what is a deadlock and what is a mere queue."""
+
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.graph import build
+
+
+def waits(
+    task: int, *owners: int, behind: tuple[int, ...] = (), maybe: tuple[int, ...] = ()
+) -> Claim:
+    return Claim(
+        task, "mutex", 0x1000, "on wait_list", "f", 0, owners=owners, sure="observed",
+        behind=behind, candidates=maybe,
+    )  # fmt: skip
+
+
+def graph_of(*claims: Claim) -> dict[int, Claim]:
+    return {claim.task: claim for claim in claims}
+
+
+def test_queue_behind_a_busy_owner_is_no_cycle() -> None:
+    """Two waiters of one owner: no deadlock, and both chains end at the owner."""
+    found = build(graph_of(waits(1, 9), waits(2, 9)), [1, 2])
+    assert () == found.cycles
+    assert {1: 9, 2: 9} == found.ends
+
+
+def test_inversion_and_its_victim() -> None:
+    """Two tasks that wait for each other are one cycle; the third stands behind them."""
+    found = build(graph_of(waits(1, 2), waits(2, 1), waits(3, 1)), [1, 2, 3])
+    assert [{1, 2}] == [set(cycle) for cycle in found.cycles]
+    assert 0 == found.cycle_of[found.ends[3]]
+
+
+def test_cycle_is_told_in_the_order_of_the_waits() -> None:
+    """Each member waits for the next."""
+    claims = graph_of(waits(1, 3), waits(3, 5), waits(5, 2), waits(2, 1))
+    (cycle,) = build(claims, [1]).cycles
+    following = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    assert {task: claim.owners[0] for task, claim in claims.items()} == following
+
+
+def test_task_that_waits_for_itself() -> None:
+    """A lock taken twice by the same task."""
+    assert ((7,),) == build(graph_of(waits(7, 7)), [7]).cycles
+
+
+def test_likely_holder_makes_only_a_possible_cycle() -> None:
+    """A reader that may hold the lock proves nothing."""
+    found = build(graph_of(waits(1, 2), waits(2, maybe=(1,))), [1])
+    assert () == found.cycles
+    assert [{1, 2}] == [set(cycle) for cycle in found.possible]
+
+
+def test_reader_queued_behind_a_writer() -> None:
+    """Who takes a lock for reading twice, a writer queued in between, waits for itself."""
+    found = build(graph_of(waits(1, behind=(2,)), waits(2, 1)), [1])
+    assert [{1, 2}] == [set(cycle) for cycle in found.cycles]
+
+
+def test_a_proven_cycle_is_not_told_again_as_a_possible_one() -> None:
+    """More candidates within a proven cycle add nothing."""
+    found = build(graph_of(waits(1, 2, maybe=(2,)), waits(2, 1)), [1])
+    assert 1 == len(found.cycles)
+    assert () == found.possible

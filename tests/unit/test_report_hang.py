@@ -1,0 +1,78 @@
+"""The report of ``kwhy hang``: pinned looks, any width, hostile names.
+
+After a change that is meant: ``KWHY_UPDATE_GOLDEN=1 pytest tests/unit/test_report_hang.py``, then
+read the diff.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from kwhy.report import hang, schema
+from kwhy.verdict.hang import Verdict
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "hang" / "report.json"
+
+
+def sample() -> Verdict:
+    return Verdict.from_json(json.loads(GOLDEN.read_text()))
+
+
+def plain(verdict: Verdict, width: int = 80) -> str:
+    return hang.render(verdict, width).text().plain
+
+
+def test_renders_as_recorded() -> None:
+    """A verdict renders to exactly the recorded text."""
+    actual = plain(sample())
+    recorded = GOLDEN.with_suffix(".txt")
+    if os.environ.get("KWHY_UPDATE_GOLDEN"):
+        recorded.write_text(actual)
+    assert recorded.read_text() == actual
+
+
+def test_sample_is_a_valid_verdict() -> None:
+    """The sample keeps to the published schema, and survives a round trip."""
+    data = json.loads(GOLDEN.read_text())
+    schema.validate(data)
+    assert data == Verdict.from_json(data).to_json()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_fits_the_width(width: int) -> None:
+    """No line is wider than asked for."""
+    lines = plain(sample(), width).splitlines()
+    assert not [line for line in lines if cell_len(line) > width]
+
+
+def test_headline_comes_first() -> None:
+    """The answer is the first sentence."""
+    assert plain(sample(), 200).startswith(f"hang: {sample().summary}")
+
+
+def test_names_cannot_control_the_terminal() -> None:
+    """A process may call itself anything."""
+    verdict = sample()
+    tasks = tuple(dataclasses.replace(task, comm="\x1b[2Jx") for task in verdict.tasks)
+    text = plain(dataclasses.replace(verdict, tasks=tasks))
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+
+
+def test_a_thousand_alike_are_one_line() -> None:
+    """Tasks that wait for the same are counted, a few are named."""
+    verdict = sample()
+    crowd = tuple(range(1000, 2000))
+    (queue,) = [root for root in verdict.roots if root.kind in ("running", "ready")]
+    wait = next(w for w in verdict.waits if set(w.waiters) & set(queue.waiting))
+    waits = tuple(dataclasses.replace(w, waiters=crowd) if w is wait else w for w in verdict.waits)
+    roots = tuple(
+        dataclasses.replace(root, waiting=crowd) if root is queue else root
+        for root in verdict.roots
+    )
+    text = plain(dataclasses.replace(verdict, waits=waits, roots=roots), 200)
+    assert "  1,000 tasks wait for mutex" in text
+    assert "and 994 more" in text
