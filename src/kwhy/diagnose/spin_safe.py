@@ -4,6 +4,8 @@ from kwhy.diagnose.spin_watch import Watcher
 from kwhy.errors import FATAL, KwhyError
 from kwhy.kernel.model import Kernel
 
+PERIOD = 10_000_000  # ns between samples that only pass the time
+SECONDS = 0.4  # a grace period takes some 10 to 100 ms
 DEPTH = 0xFFFF  # PREEMPT_MASK | SOFTIRQ_MASK, include/linux/preempt.h
 
 WHY = (
@@ -13,7 +15,7 @@ WHY = (
 
 
 class Caution:
-    """Looks at RCU before and after the samples were taken.
+    """Looks at RCU while the thread spins.
 
     Setting a breakpoint on a processor takes ``bp_cpuinfo_sem`` to write where a kernel has it
     (bp_constraints_lock() in kernel/events/hw_breakpoint.c), which waits for a grace period.
@@ -23,7 +25,6 @@ class Caution:
         self.kernel = kernel
         self.watcher = watcher
         self.waits = kernel.symbols.address("bp_cpuinfo_sem") is not None
-        self._look()
 
     def _look(self) -> list[int]:
         """Numbers of RCU's grace periods so far (rcu_state.gp_seq without its state bits)."""
@@ -38,6 +39,8 @@ class Caution:
         """Why no breakpoint may be set on ``cpu``, None if one may."""
         if not self.waits:
             return None
+        self._look()
+        self.watcher.clock(PERIOD, SECONDS)
         periods = self._look()
         if periods and periods[-1] - periods[0] >= 2:
             return None  # one began and ended while the thread spun
