@@ -103,7 +103,7 @@ class Waiting:
 
     def results(self) -> dict[str, int]:
         """Tell it to go on; what the real calls gave."""
-        _shell(self.link, f"touch /tmp/go{self.user}")
+        shell(self.link, f"touch /tmp/go{self.user}")
         text = b""
         for message in self.messages:
             if message.kind == "out":
@@ -115,7 +115,7 @@ class Waiting:
         return found
 
 
-def _shell(link: Link, command: str) -> bytes:
+def shell(link: Link, command: str) -> bytes:
     out = b""
     stream = link.stream("spawn", timeout=60, argv=["/bin/sh", "-c", command])
     with stream:
@@ -137,7 +137,7 @@ def waiting(guests: Guests, tmp_path: Path, request: pytest.FixtureRequest) -> I
     with lab.open_link(guest) as link, lab.open_link(guest) as other:
         for name in ("calls.json", "caller.py"):
             link.put(tmp_path / name, f"/tmp/{name}")
-        _shell(other, f"rm -f /tmp/go{user}")
+        shell(other, f"rm -f /tmp/go{user}")
         argv = ["python3", "/tmp/caller.py", "/tmp/calls.json", str(user)]
         stream = link.stream("spawn", timeout=60, argv=argv)
         with stream:
@@ -183,7 +183,7 @@ def test_a_call_that_writes_changes_nothing(guests: Guests) -> None:
     """Consuming an event, offline: it is still there, and the memory is as it was."""
     guest = guests("6.12")
     with lab.open_link(guest) as link:
-        _shell(link, "echo hello > /sys/kernel/tracing/trace_marker")
+        shell(link, "echo hello > /sys/kernel/tracing/trace_marker")
         kernel = open_kernel(LiveEvidence(link))
         outcome = Caller(kernel).call(
             "ring_buffer_consume(global_trace.array_buffer.buffer, 0, &stamp, &lost)"
@@ -192,11 +192,11 @@ def test_a_call_that_writes_changes_nothing(guests: Guests) -> None:
         assert int(outcome.result.value_())
         assert outcome.changes
         fresh = LiveEvidence(link)
-        entries = _shell(link, "cat /sys/kernel/tracing/trace")
+        entries = shell(link, "cat /sys/kernel/tracing/trace")
         ring = range(int(outcome.arguments[0].value), int(outcome.arguments[0].value) + 256)
         mine = [c for c in outcome.changes if c.address in ring or c.before != c.after]
         unchanged = [c for c in mine if fresh.read(c.address, len(c.before)) == c.before]
-        _shell(link, "echo > /sys/kernel/tracing/trace")
+        shell(link, "echo > /sys/kernel/tracing/trace")
     assert b"hello" in entries
     assert len(unchanged) >= len(mine) // 2  # what ticks (locks, statistics) may have moved on
 

@@ -1,7 +1,7 @@
 """Every path that a verdict claims is one that the emulator really executed."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -63,24 +63,28 @@ def courts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         def court(series: str) -> Court:
             if series not in open_courts:
                 log = tmp_path_factory.mktemp("referee") / "exec.log"
-                open_courts[series] = stack.enter_context(convene(series, log))
+                open_courts[series] = stack.enter_context(convene(series, log, _carriers(series)))
             return open_courts[series]
 
         yield court
 
 
-@contextmanager
-def convene(series: str, log: Path) -> Iterator[Court]:
-    """A guest in which the referee watches all functions that may hold a truth."""
-    with own_guest(series, "scout", append="nokaslr") as scout, lab.open_link(scout) as link:
-        symbols = Symbols(link.blob("kallsyms") or b"")
+def _carriers(series: str) -> set[str]:
+    """All functions that may hold a truth."""
     known = truth_series(series)
-    functions = {
+    return {
         name
         for incident in INCIDENTS.values()
         for truth in (*incident.truths_in(known), *incident.roots_in(known))
         for name in carriers(truth.function)
     }
+
+
+@contextmanager
+def convene(series: str, log: Path, functions: Iterable[str]) -> Iterator[Court]:
+    """A guest in which the referee watches ``functions``."""
+    with own_guest(series, "scout", append="nokaslr") as scout, lab.open_link(scout) as link:
+        symbols = Symbols(link.blob("kallsyms") or b"")
     ranges = tuple({each.start: each for f in functions for each in symbols.code_of(f)}.values())
     qemu = tuple(qemu_arguments(log, ranges))
     with own_guest(series, "court", append="nokaslr", qemu=qemu) as guest:

@@ -31,6 +31,7 @@ VECTORS = {0: "divide error", 1: "debug exception", 4: "overflow", 5: "bound ran
            6: "invalid opcode", 8: "double fault", 13: "general protection fault",
            14: "page fault", 16: "floating-point error", 17: "alignment check",
            19: "SIMD floating-point error", 21: "control protection fault"}  # fmt: skip
+COUNTER_READS = ("rdtsc", "rdtscp")
 PORT_INSTRUCTIONS = (x86.UC_X86_INS_IN, x86.UC_X86_INS_OUT)
 
 USER_END = 1 << 56

@@ -4,22 +4,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kwhy.errors import KwhyError
 
-if TYPE_CHECKING:
-    from kwhy.link import Link
-
 MODEL = "ring_buffer.py"
-PID = "/tmp/reader"
 Title = Callable[[str, str], None]
 
 
 def run(args: argparse.Namespace, title: Title) -> int:
     """Search on the fixed kernel, on the broken one, set the bug off, and explain the loop."""
     from kwhy import lab
-    from kwhy.lab.spins import SETTINGS
+    from kwhy.lab.spins import SETTINGS, ring
 
     title(
         "A reader of the trace burns a processor and cannot be killed",
@@ -35,7 +30,7 @@ def run(args: argparse.Namespace, title: Title) -> int:
         title("The kernel as it is: can the buffer claim to hold something and give nothing?", "")
         _verb("explore", ["--lab", name, str(model)], args)
         with lab.open_link(guest, probe=False) as link:
-            _break(link, guest.release)
+            ring.load(link, guest.release)
         title("The same question with the old bug in it", "")
         path = _verb("explore", ["--lab", name, str(model)], args)
         if path != 0:
@@ -43,7 +38,7 @@ def run(args: argparse.Namespace, title: Title) -> int:
         steps = _steps(name, model)
         title("That sequence, from user space, in this guest", " ".join(steps))
         with lab.open_link(guest, probe=False) as link:
-            tid = _detonate(link, steps)
+            tid = ring.detonate(link, steps)
         return _verb("spin", ["--lab", name, "--deep", str(tid)], args)
 
 
@@ -52,21 +47,6 @@ def _verb(verb: str, words: Sequence[str], args: argparse.Namespace) -> int:
 
     print(f"$ kwhy {verb} {' '.join(words)}\n", flush=True)
     return main([verb, "--color", args.color, *words])
-
-
-def _break(link: "Link", release: str) -> None:
-    """Load the module that brings the bug back."""
-    from kwhy.case.live import LiveEvidence
-    from kwhy.kernel.model import open_kernel
-    from kwhy.lab import kernels
-    from kwhy.lab.build import build_module
-    from kwhy.lab.spins import ring
-
-    version = kernels.by_release(release)
-    assert version is not None
-    types = open_kernel(LiveEvidence(link)).types
-    link.put(build_module(version, ring.MODULE, definitions=ring.definitions(types)), "ring.ko")
-    _run(link, "insmod", "ring.ko")
 
 
 def _steps(name: str, model: Path) -> list[str]:
@@ -83,35 +63,3 @@ def _steps(name: str, model: Path) -> list[str]:
         wanted = load(model)
         wanted.prepare(world)
         return list(search.search(wanted, world, depth=wanted.depth).path or ())
-
-
-def _detonate(link: "Link", steps: Sequence[str]) -> int:
-    """Do the steps for real; the thread that reads."""
-    import tempfile
-
-    from kwhy.lab.spins import ON_ITS_OWN, ring
-
-    with tempfile.TemporaryDirectory() as directory:
-        program = Path(directory) / "detonate.py"
-        program.write_text(ring.DETONATE)
-        link.put(program, "/tmp/detonate.py")
-    _run(link, "sh", "-c", ring.ARM)
-    reader = f"{' '.join(ON_ITS_OWN)} python3 /tmp/detonate.py {' '.join(steps)}"
-    inner = f"echo $$ > {PID}; exec {reader}"
-    return int(_run(link, "sh", "-c", f"setsid sh -c '{inner}' < /dev/null > /dev/null 2>&1 & "
-                    f"sleep 3; cat {PID}"))  # fmt: skip
-
-
-def _run(link: "Link", *words: str) -> str:
-    """The output of a command that has to succeed."""
-    output = b""
-    status: dict[str, Any] = {}
-    with link.stream("spawn", timeout=60, argv=list(words)) as stream:
-        for message in stream:
-            output += message.data
-            if message.kind == "end":
-                status = message.header["status"]
-    if status.get("code") != 0:
-        text = output.decode("utf-8", "replace").strip()
-        raise KwhyError(f"{words[0]} failed in the guest: {text or status}")
-    return output.decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from kwhy.diagnose.spin_end import Ending, ending
 from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
-from kwhy.diagnose.spin_safe import Caution
+from kwhy.diagnose.spin_safe import forbidden
 from kwhy.diagnose.spin_watch import Keeper, Look, Peek, Run, Seen, Take, Watcher
 from kwhy.errors import FeatureError, NothingToExplain
 from kwhy.flow.cfg import Code
@@ -60,7 +60,6 @@ def explain(
     question = evidence.facts.question
     seconds = float(str(question.get("seconds") or 3.0))
     watcher = Watcher(evidence, arch.sample_registers, take, peek, run)
-    caution = Caution(kernel, watcher)
     look = watcher.clock(PERIOD, seconds / 2)
     seen = look.seen[0]
     if seen.error is not None:
@@ -78,7 +77,7 @@ def explain(
     own = [s for s in inside if s not in on_top]
     if len(own) < (1 - MOST) * len(inside):
         return _interrupts(case, on_top)
-    watcher.forbidden = caution.reason(int(look.after["cpu"]))
+    watcher.forbidden = forbidden(kernel, watcher)
     return _in_kernel(case, look, own)
 
 

@@ -1,5 +1,6 @@
 """Whether a loop can end: what its ways out depend on, and how that behaves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kwhy.arch import Arch
@@ -9,17 +10,20 @@ from kwhy.diagnose.spin_loop import (
     Watched,
     classify,
     decisive,
-    load_address,
     result_values,
 )
 from kwhy.diagnose.spin_watch import Watcher
 from kwhy.flow.cfg import Code, Segment
 from kwhy.flow.ir import Expr
-from kwhy.flow.loops import Load, Sources
+from kwhy.flow.loops import Load, Sources, evaluate
 from kwhy.kernel.model import Kernel
+from kwhy.record.samples import Sample
 from kwhy.verdict.spin import Operand
 
-MAX_LOADS = 24
+MAX_LOADS = 16
+WINDOW = 0.1  # s of watching the places that are read
+PEEKS, PAUSE = 4, 0.1  # how often memory is looked at, and the s between
+PERIOD = 10_000_000  # ns between samples that only pass the time
 
 
 @dataclass(slots=True)
@@ -55,8 +59,8 @@ def ending(
             continue
         out.operands.append(_register(name, found))
         moves = moves or found.how in ("counter", "varying")
-    for load in sorted({each for _, s in turns for each in s.loads}, key=lambda each: each.at):
-        sure = _memory(kernel, watcher, load, known, out) and sure
+    loads = sorted({each for _, s in turns for each in s.loads}, key=lambda each: each.at)
+    sure = _memory(kernel, watcher, loads, out) and sure
     for result in sorted({r for _, s in turns for r in s.results}, key=lambda r: r.site):
         out.calls.add(result.site)
         sure = _result(kernel, code, watched, result.site, out) and sure
@@ -82,28 +86,57 @@ def _register(name: str, found: Values) -> Operand:
     return Operand(expr=name, value=texts[found.how], how=found.how, source="breakpoint")
 
 
-def _memory(
-    kernel: Kernel, watcher: Watcher, load: Load, known: dict[str, Values], out: Ending
-) -> bool:
-    """Note what a load of a fixed place gives; False if its behaviour is not known."""
-    address = load_address(load, known)
-    if address is None:
-        # A place that moves with a register: that register tells whether it comes around.
-        return True
-    if len(out.operands) > MAX_LOADS:
+def _memory(kernel: Kernel, watcher: Watcher, loads: Sequence[Load], out: Ending) -> bool:
+    """Note what the loads give, looked at several times; False if that is not known of all."""
+    if len(loads) > MAX_LOADS:
         return False
-    found = classify(watcher.memory(address, load.size))
-    if found is None:
-        return False
-    name = _place(kernel, address)
-    if any(operand.expr == name for operand in out.operands):
-        return True
-    value = spin_words.number(found.first) if found.how == "constant" else "changes"
-    how = "constant" if found.how == "constant" else "varying"
-    out.operands.append(
-        Operand(expr=name, value=value, how=how, source="memory")  # type: ignore[arg-type]
-    )
-    return True
+    passed = watcher.breakpoints(list(dict.fromkeys(load.at for load in loads)), WINDOW)
+    places: dict[tuple[int, int], None] = {}
+    sure = True
+    for load in loads:
+        seen = passed[load.at]
+        if seen.error is None and not seen.count and not seen.lost:
+            continue  # on a way that is not gone
+        addresses = [_address(kernel, load, sample) for sample in seen.samples]
+        found = classify([address for address in addresses if address is not None])
+        if found is None or None in addresses:
+            sure = False
+        elif found.how in ("constant", "cycle"):
+            places.update(((address, load.size), None) for address in found.distinct)
+        else:
+            out.operands.append(
+                Operand(expr=f"the place that {spin_words.offset(kernel, load.at)} reads",
+                        value="moves", how="varying", source="breakpoint")
+            )  # fmt: skip
+    for _ in range(PEEKS):
+        for address, size in places:
+            watcher.memory(address, size)
+        watcher.clock(PERIOD, PAUSE)
+    for address, size in places:
+        values = classify(watcher.memory(address, size))
+        if values is None:
+            sure = False
+            continue
+        fixed = values.how == "constant"
+        out.operands.append(
+            Operand(
+                expr=_place(kernel, address),
+                value=spin_words.number(values.first) if fixed else "changes",
+                how="constant" if fixed else "varying",
+                source="memory",
+            )
+        )
+    return sure
+
+
+def _address(kernel: Kernel, load: Load, sample: Sample) -> int | None:
+    """Where a load read, by the registers that it was passed with."""
+    registers = dict(sample.registers)
+    offsets = kernel.symbols.address("__per_cpu_offset")
+    if load.address[0] == "percpu" and offsets is not None:
+        data = kernel.evidence.read(offsets + 8 * sample.cpu, 8)
+        registers["percpu"] = int.from_bytes(data, "little")
+    return evaluate(load.address, registers)
 
 
 def _place(kernel: Kernel, address: int) -> str:

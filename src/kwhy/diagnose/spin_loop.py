@@ -9,7 +9,7 @@ from kwhy.arch import Arch
 from kwhy.diagnose.spin_frames import Place
 from kwhy.diagnose.spin_watch import Seen, Watcher
 from kwhy.flow.cfg import Code, Function, Segment
-from kwhy.flow.loops import Load, Loop, Result, Sources, evaluate, loops, segment_at, sources
+from kwhy.flow.loops import Loop, Result, Sources, loops, segment_at, sources
 from kwhy.record.samples import Sample
 
 How = Literal["constant", "cycle", "counter", "varying"]
@@ -192,12 +192,6 @@ def result_size(watched: Watched, arch: Arch, site: int) -> int:
     return 8
 
 
-def load_address(load: Load, known: dict[str, Values]) -> int | None:
-    """Where a load reads, if its address is made of registers that never change."""
-    fixed = {name: v.first for name, v in known.items() if v.how == "constant"}
-    return evaluate(load.address, fixed)
-
-
 __all__ = [
     "Result",
     "Values",
@@ -205,7 +199,6 @@ __all__ = [
     "candidates",
     "classify",
     "decisive",
-    "load_address",
     "never_taken",
     "registers",
     "result_size",

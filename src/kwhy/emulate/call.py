@@ -6,6 +6,7 @@
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
+from kwhy.flow.ir import Insn
 from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.program import open_program
@@ -333,22 +335,26 @@ class Caller:
     # -- figures -----------------------------------------------------------------------------------
 
     @cached_property
-    def _lengths(self) -> dict[tuple[int, int], int]:
+    def _blocks(self) -> dict[tuple[int, int], list[Insn]]:
         return {}
 
     def instructions(self, scene: KernelScene) -> int:
-        """How many instructions a scene's run took."""
-        decode = self.arch.decode
+        """How many instructions a scene's run took; a clock that cannot be told is noted."""
         total = 0
-        for block in scene.machine.track.blocks:
-            length = self._lengths.get(block)
-            if length is None:
+        for block, times in Counter(scene.machine.track.blocks).items():
+            if block not in self._blocks:
                 try:
-                    length = len(decode(scene.memory.read(*block), block[0]))
+                    code = scene.memory.read(*block)
                 except MissingMemory:
-                    length = 0
-                self._lengths[block] = length
-            total += length
+                    code = b""
+                self._blocks[block] = self.arch.decode(code, block[0])
+            insns = self._blocks[block]
+            total += times * len(insns)
+            if any(insn.text in machine_arch.COUNTER_READS for insn in insns):
+                scene.note(
+                    "the code read the processor's time-stamp counter: what it made of it is not "
+                    "the target's time"
+                )
         return total
 
     # -- trust -------------------------------------------------------------------------------------

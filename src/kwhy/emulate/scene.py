@@ -23,6 +23,7 @@ _AREA_FIELDS = ("vm_start", "vm_flags")
 _VM_READ, _VM_WRITE = 1, 2  # include/linux/mm.h
 _MASK = (1 << 64) - 1
 _INSTRUCTION = 15
+_TIMEKEEPER = 8
 _TOP_COPY = 512
 """Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
 
@@ -218,8 +219,8 @@ class KernelScene:
         if field is None or place is None:
             self.notes.append("the time of the last tick is not known: clocks read 0")
             return 0
-        # tk_core begins with a seqcount, padded to a cache line; the timekeeper follows.
-        return self.word(place + 64 + field.offset if symbols.address("tk_core") else place)
+        # Both begin with a sequence counter, then the timekeeper (kernel/time/timekeeping.c).
+        return self.word(place + _TIMEKEEPER + field.offset)
 
     def undefined(self, machine: Machine, address: int) -> End | None:
         """``ud2``: a WARN is passed over, a BUG ends the run (include/asm-generic/bug.h)."""
@@ -311,6 +312,11 @@ class KernelScene:
             return self.memory.read(address, size)
         except MissingMemory:
             return self.memory.read(address, min(size, room))
+
+    def note(self, text: str) -> None:
+        """Say once what was missing and what that cost."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def where(self, address: int) -> str:
         """``function+0x1b`` of an address."""

@@ -237,12 +237,18 @@ def loads_in(expr: Expr) -> Iterator[tuple[Expr, int]]:
 
 
 def evaluate(expr: Expr, registers: dict[str, int]) -> int | None:
-    """The value of an expression without memory; None if it needs more than ``registers``."""
+    """The value of an expression without memory; None if it needs more than ``registers``.
+
+    Among them ``percpu`` is the processor's own base.
+    """
     match expr:
         case ("const", value):
             return int(value)
         case ("reg", name, size) if name in registers:
             return registers[name] & ((1 << 8 * int(size)) - 1)
+        case ("percpu", inner) if "percpu" in registers:
+            place = evaluate(inner, registers)
+            return None if place is None else place + registers["percpu"] & (1 << 64) - 1
         case ("bin", op, size, a, b):
             left, right = evaluate(a, registers), evaluate(b, registers)
             if left is None or right is None:

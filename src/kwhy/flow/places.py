@@ -25,7 +25,6 @@ MAX_VISITS = 60_000
 _REACH = 128
 """Bytes below an address that was given away which its new holder may still change: it may point
 into the middle of a structure."""
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)

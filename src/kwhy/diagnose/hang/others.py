@@ -10,11 +10,11 @@ from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Task, Tasks
 from kwhy.diagnose.hang.user import Files, UserMemory
 
-_TID_MASK, _FUTEX_WAITERS = 0x3FFFFFFF, 0x80000000  # include/uapi/linux/futex.h
+_TID_MASK = 0x3FFFFFFF  # FUTEX_TID_MASK, include/uapi/linux/futex.h
 _PI_COMMANDS = frozenset({6, 8, 11, 13})  # LOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, LOCK_PI2
 _FUTEX_COMMAND = 0x7F
+_FL_FLOCK, _FL_LEASE = 2, 32  # include/linux/filelock.h
 _CONTENDED, _GLIBC_KINDS = 2, 0x1FF  # glibc: lowlevellock.h, pthread_mutex_t.__kind
-_SHARED_KEY = 3  # FUT_OFF_INODE, FUT_OFF_MMSHARED in futex_key.both.offset
 
 
 class Others:
@@ -97,9 +97,7 @@ class Others:
         if not blocker or not m.linked(request + m.offset(core, f"{prefix}blocked_member")):
             return None
         flags = m.value(core, blocker, f"{prefix}flags")
-        kind = (
-            "lease" if flags & 32 else "flock" if flags & 2 else "posix-lock"
-        )  # FL_LEASE, FL_FLOCK
+        kind = "lease" if flags & _FL_LEASE else "flock" if flags & _FL_FLOCK else "posix-lock"
         file = m.value(core, blocker, f"{prefix}file")
         claim = Claim(
             stack.task.address, kind, blocker, "file_lock->fl_blocker", frame.name, frame.cfa,
@@ -108,10 +106,7 @@ class Others:
         owner = m.value(core, blocker, f"{prefix}owner")
         taker = self._tasks.by_tid.get(m.value(core, blocker, f"{prefix}pid"))
         if kind == "posix-lock":
-            owners = tuple(
-                t.address for t in self._tasks.by_address.values()
-                if t.files == owner and t.tid == t.tgid
-            )  # fmt: skip
+            owners = self._processes().get(owner, ())
             return replace(claim, owners=owners, sure="observed" if owners else "unknown")
         if taker is not None and self._files.has_open(taker, file):
             return replace(claim, owners=(taker.address,), sure="observed")

@@ -4,7 +4,6 @@ The tree (``init_pid_ns.idr``) is read level by level, a few large exchanges wit
 of one for each task, and unlike the list of tasks it cannot be torn into a ring.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kwhy.case.evidence import MissingMemory
@@ -62,9 +61,6 @@ class Tasks:
         self._fields()
         for address in self._addresses():
             self._add(address)
-
-    def __iter__(self) -> Iterable[Task]:
-        return iter(self.by_address.values())
 
     def still_there(self, address: int) -> bool:
         """Whether an address that is no known task looks like one that has not been reaped.

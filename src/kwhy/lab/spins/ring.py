@@ -1,12 +1,22 @@
 """The ring buffer's old bug, back in a modern kernel; and the way to set it off from user space."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kwhy.errors import FeatureError
+from kwhy.case.live import LiveEvidence
+from kwhy.errors import FeatureError, KwhyError
+from kwhy.kernel.model import open_kernel
 from kwhy.kernel.types import Types
+from kwhy.lab import kernels
+from kwhy.lab.build import build_module
+from kwhy.lab.spins import ON_ITS_OWN
+from kwhy.link import Link
 
 MODULE = Path(__file__).with_name("kwhy_ring.c")
 INSTANCE = "bomb"
+PID = "/tmp/reader"
 
 _FIELDS = {
     "READER_PAGE": ("struct ring_buffer_per_cpu", "reader_page"),
@@ -69,3 +79,40 @@ os.set_blocking(pipe, True)
 while True:
     os.read(pipe, 4096)
 """
+
+
+def load(link: Link, release: str) -> None:
+    """Bring the bug back in a guest."""
+    version = kernels.by_release(release)
+    assert version is not None
+    types = open_kernel(LiveEvidence(link)).types
+    link.put(build_module(version, MODULE, definitions=definitions(types)), "ring.ko")
+    _run(link, "insmod", "ring.ko")
+
+
+def detonate(link: Link, steps: Sequence[str]) -> int:
+    """Do the steps of a sequence in a guest, and read on; the number of the thread that reads."""
+    with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory) / "detonate.py"
+        program.write_text(DETONATE)
+        link.put(program, "/tmp/detonate.py")
+    _run(link, "sh", "-c", ARM)
+    reader = f"{' '.join(ON_ITS_OWN)} python3 /tmp/detonate.py {' '.join(steps)}"
+    inner = f"echo $$ > {PID}; exec {reader}"
+    return int(_run(link, "sh", "-c", f"setsid sh -c '{inner}' < /dev/null > /dev/null 2>&1 & "
+                    f"sleep 3; cat {PID}"))  # fmt: skip
+
+
+def _run(link: Link, *words: str) -> str:
+    """The output of a command that has to succeed."""
+    output = b""
+    status: dict[str, Any] = {}
+    with link.stream("spawn", timeout=60, argv=list(words)) as stream:
+        for message in stream:
+            output += message.data
+            if message.kind == "end":
+                status = message.header["status"]
+    if status.get("code") != 0:
+        text = output.decode("utf-8", "replace").strip()
+        raise KwhyError(f"{words[0]} failed in the guest: {text or status}")
+    return output.decode("utf-8", "replace")
