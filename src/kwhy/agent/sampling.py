@@ -107,15 +107,15 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
     Messages ``samples`` with the header ``{"event": index}`` and raw records; the result has
     ``events``: per event how many records the thread had, how many were lost, or an ``error``;
     ``before`` and ``after``: the thread, null once it has gone; ``maps`` of its process; with
-    ``others``, ``running``: the threads that were runnable both at the start and at the end. An
-    event that the kernel refuses does not spoil the others.
+    ``others``, ``running``: the threads of other processors that were runnable both at the start
+    and at the end. An event that the kernel refuses does not spoil the others.
     """
     tid = int(params["tid"])
     wanted = params.get("events") or []
     if len(wanted) > MAX_EVENTS:
         raise AgentError("usage", "over %d events in one request" % MAX_EVENTS)
     before = thread(tid)
-    running = runnable() if params.get("others") else {}
+    running = runnable(before["cpu"]) if params.get("others") else {}
     after: Optional[Dict[str, Any]] = before
     watch = Watch(wanted)
     begun = time.monotonic()
@@ -139,7 +139,7 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
         "events": watch.results,
         "cpus": watch.cpus,
         "maps": _maps(before["pid"]),
-        "running": _still(running, tid),
+        "running": _still(running, before["cpu"]),
     }
 
 
@@ -157,21 +157,22 @@ def _maps(pid: int) -> List[str]:
     return lines[:2048]
 
 
-def runnable() -> Dict[int, str]:
-    """The names of all threads in state R but our own, by tid."""
+def runnable(cpu: int) -> Dict[int, str]:
+    """The names of all threads in state R but our own, by tid; not those of processor ``cpu``."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             for tid in tree.threads(int(name)):
                 stat = tracefs.read_or("/proc/%d/stat" % tid)
                 comm, _, rest = stat.partition("(")[2].rpartition(")")
-                if rest[1:2] == "R":
+                fields = rest.split()
+                if len(fields) > 36 and fields[0] == "R" and int(fields[36]) != cpu:
                     found[tid] = comm
     return found
 
 
-def _still(before: Dict[int, str], tid: int) -> List[Dict[str, Any]]:
-    """Those of ``before`` that are runnable now as well, without the thread ``tid``."""
-    now = runnable() if before else {}
-    both = sorted(set(before) & set(now) - {tid})
+def _still(before: Dict[int, str], cpu: int) -> List[Dict[str, Any]]:
+    """Those of ``before`` that are runnable now as well, on other processors than ``cpu``."""
+    now = runnable(cpu) if before else {}
+    both = sorted(set(before) & set(now))
     return [{"tid": other, "comm": before[other]} for other in both]
