@@ -460,6 +460,38 @@ FILES: Final[tuple[Incident, ...]] = (
         ),
     ),
     Incident(
+        "readlink_file",
+        "readlink",
+        "EINVAL",
+        (
+            Truth(
+                "fs/stat.c",
+                "do_readlinkat",
+                "d_is_symlink(path.dentry) || inode->i_op->readlink",
+                holds=False,
+                until="6.1",
+            ),
+            Truth(
+                "fs/stat.c",
+                "do_readlinkat",
+                "d_is_symlink(path.dentry) || d_backing_inode(path.dentry)->i_op->readlink",
+                holds=False,
+                since="6.12",
+            ),
+        ),
+        trap="which of two errors it is to be is chosen behind the test",
+    ),
+    Incident(
+        "rename_ancestor",
+        "rename",
+        "EINVAL",
+        (
+            Truth(NAMEI, "do_renameat2", "old_dentry == trap", until="6.12"),
+            Truth(NAMEI, "__start_renaming", "d1 == trap", since="7.2"),
+        ),
+        trap="behind the refusal good and bad runs share a tail that may try again",
+    ),
+    Incident(
         "rename_xdev",
         "rename",
         "EXDEV",

@@ -73,6 +73,28 @@ PROCESSES: Final[tuple[Incident, ...]] = (
         trap="the errno is loaded before the test",
     ),
     Incident(
+        "module_perm",
+        "init_module",
+        "EPERM",
+        (
+            Truth(
+                "kernel/module.c",
+                "may_init_module",
+                "!capable(CAP_SYS_MODULE) || modules_disabled",
+                atom="!capable(CAP_SYS_MODULE)",
+                until="5.10",
+            ),
+            Truth(
+                "kernel/module/main.c",
+                "may_init_module",
+                "!capable(CAP_SYS_MODULE) || modules_disabled",
+                atom="!capable(CAP_SYS_MODULE)",
+                since="6.1",
+            ),
+        ),
+        trap="what the callee's own calls leave it to return is known: it is refusing all the same",
+    ),
+    Incident(
         "msgrcv_nomsg",
         "msgrcv",
         "ENOMSG",
@@ -91,6 +113,13 @@ PROCESSES: Final[tuple[Incident, ...]] = (
                 atom="!can_nice(p, niceval)",
             ),
         ),
+    ),
+    Incident(
+        "prctl_option",
+        "prctl",
+        "EINVAL",
+        (Truth("kernel/sys.c", "__do_sys_prctl", "option"),),
+        trap="the default of a big switch, behind a callee that answers -ENOSYS",
     ),
     Incident(
         "ptrace_self",
@@ -128,6 +157,13 @@ PROCESSES: Final[tuple[Incident, ...]] = (
         ),
         named=True,
         trap="two calls of one function in one condition",
+    ),
+    Incident(
+        "settime_perm",
+        "settimeofday",
+        "EPERM",
+        (Truth("security/commoncap.c", "cap_settime", "!capable(CAP_SYS_TIME)"),),
+        trap="the result is computed from a truth value without any jump",
     ),
     Incident(
         "tcsetattr_orphan",

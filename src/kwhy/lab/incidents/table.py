@@ -36,6 +36,7 @@ CARRIERS: Final[dict[str, tuple[str, ...]]] = {
     "do_new_mount": ("path_mount", "do_mount"),
     "do_umount": ("path_umount",),
     "ksys_pread64": ("__x64_sys_pread64",),
+    "may_init_module": ("__do_sys_init_module", "__x64_sys_init_module"),
     "posix_locks_deadlock": ("posix_lock_inode",),
     "raw_atomic_dec_unless_positive": ("do_open_execat",),
     "reserve_stack": ("pick_link", "step_into", "step_into_slowpath"),
