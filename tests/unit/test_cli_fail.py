@@ -10,6 +10,7 @@ import pytest
 from kwhy.case import capture, live
 from kwhy.cli import demo, fail
 from kwhy.cli.main import main
+from kwhy.cli.target import places
 from kwhy.diagnose import rounds
 from kwhy.errors import FeatureError, NothingToExplain, UsageError
 from kwhy.lab.incidents import INCIDENTS
@@ -169,7 +170,7 @@ def test_a_command_that_cannot_start_is_misuse(monkeypatch: pytest.MonkeyPatch) 
 
 def test_paths_and_words_of_debuginfo() -> None:
     """`auto` and `none` are words, anything else is a path."""
-    assert ("none", Path("/usr/src")) == fail._where(
+    assert ("none", Path("/usr/src")) == places(
         parsed("--debuginfo", "none", "--source", "/usr/src")
     )
 

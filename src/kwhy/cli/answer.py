@@ -1,11 +1,15 @@
-"""The end of every verb that answers: the manual, the saved case, the report, the status."""
+"""The end of every verb that answers: the manual, the files that were asked for, the report."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kwhy.verdict import Verdict
+from kwhy.verdict import JSON, Verdict
+
+if TYPE_CHECKING:
+    from kwhy.report.page import Page
 
 
 class Kept(Protocol):
@@ -16,40 +20,46 @@ class Kept(Protocol):
     def save(self, path: Path) -> None: ...
 
 
-def give(verdict: Verdict, evidence: Kept, args: argparse.Namespace) -> int:
-    """Print ``verdict`` as ``args`` ask (``json``, ``color``), write the files they ask for.
+def finish(
+    args: argparse.Namespace,
+    evidence: Kept | None,
+    draw: "Callable[[int], Page]",
+    data: JSON,
+    title: str,
+) -> None:
+    """Write the files that ``args`` ask for (``save``, ``html``) and print (``json``, ``color``).
 
-    ``save`` names the case, ``html`` the report as a page.
-
-    The result is the exit status: 0 for a verdict, 1 when it is ambiguous or unknown. The case is
-    written first, so that it exists also when the reader of the report goes away.
+    ``draw`` makes the report for a number of columns, ``data`` is the answer for programs. The
+    case is written first, so that it exists also when the reader of the report goes away.
     """
-    from kwhy.report import calls, manual
-
-    verdict = manual.attach(verdict, evidence)
-    verdict = replace(verdict, call=calls.decode(verdict.call))
-    if getattr(args, "save", None) is not None:
+    if evidence is not None and getattr(args, "save", None) is not None:
         evidence.save(args.save)
     if getattr(args, "html", None) is not None:
         from kwhy.report import html, terminal
 
-        html.write(terminal.render(verdict), verdict.summary, args.html)
-    show(verdict, args)
-    return status(verdict)
-
-
-def show(verdict: Verdict, args: argparse.Namespace) -> None:
-    """Print ``verdict`` on standard output."""
+        html.write(draw(terminal.WIDTH), title, args.html)
     if getattr(args, "json", False):
         from kwhy.report import json
 
-        json.write(verdict)
+        json.write(data)
     else:
         from kwhy.report import terminal
 
-        terminal.show(verdict, color=getattr(args, "color", "auto"))
+        terminal.display(draw, color=getattr(args, "color", "auto"))
 
 
-def status(verdict: Verdict) -> int:
-    """The exit status of the contract for ``verdict``."""
-    return 0 if verdict.confidence in ("observed", "deduced") else 1
+def give(verdict: Verdict, evidence: Kept | None, args: argparse.Namespace) -> int:
+    """The end of ``kwhy fail``; the result is the exit status: 0, or 1 when it is not sure."""
+    from kwhy.report import calls, manual, terminal
+
+    if evidence is not None:
+        verdict = manual.attach(verdict, evidence)
+    verdict = replace(verdict, call=calls.decode(verdict.call))
+    data, title = verdict.to_json(), verdict.summary
+    finish(args, evidence, lambda width: terminal.render(verdict, width), data, title)
+    return status(verdict.confidence)
+
+
+def status(confidence: str) -> int:
+    """The exit status of the contract for an answer that is as sure as that."""
+    return 0 if confidence in ("observed", "deduced") else 1

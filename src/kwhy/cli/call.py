@@ -1,10 +1,11 @@
 """``kwhy call``: what does this kernel function return, and why?"""
 
 import argparse
-from pathlib import Path
+import functools
 from typing import Any
 
-from kwhy.cli.target import add_target_arguments
+from kwhy.cli import answer
+from kwhy.cli.target import add_target_arguments, places
 from kwhy.errors import InputError, UsageError
 
 HELP = (
@@ -33,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.put:
         raise UsageError("kwhy call runs nothing on the target: leave --put out")
-    if args.html is not None:
-        raise UsageError("--html is not built yet; use --json or --save")
     if args.call is None and args.syscall is None and args.case is None:
         raise UsageError("say what to call: kwhy call TARGET 'FUNC(ARG, ...)'")
     if args.call is not None and args.syscall is not None:
@@ -56,26 +55,22 @@ def run(args: argparse.Namespace) -> int:
         else:  # what is not said anew is as the case was made
             given = {key: value for key, value in asked.items() if value}
             evidence.facts.question = {**evidence.facts.question, **given}
-        return give(evidence, args, _place(args.debuginfo), _place(args.source))
+        return give(evidence, args)
 
 
-def give(evidence: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -> int:
+def give(evidence: Any, args: argparse.Namespace) -> int:
     """Run what the evidence was asked, save the case if wanted, print; the exit status."""
     from kwhy.cli.connect import read_again
     from kwhy.diagnose.call import explain
     from kwhy.kernel.model import open_kernel
-    from kwhy.report import call, json
+    from kwhy.report import call
 
     question = _question(evidence.facts.question)
-    kernel = open_kernel(evidence, debuginfo, source)
+    kernel = open_kernel(evidence, *places(args))
     verdict = explain(kernel, question, lambda: read_again(evidence))
-    if getattr(args, "save", None) is not None:
-        evidence.save(args.save)
-    if args.json:
-        json.write(verdict)
-    else:
-        call.show(verdict, color=args.color)
-    return 0 if verdict.confidence in ("observed", "deduced") else 1
+    draw = functools.partial(call.render, verdict)
+    answer.finish(args, evidence, draw, verdict.to_json(), verdict.summary)
+    return answer.status(verdict.confidence)
 
 
 def _question(asked: dict[str, Any]) -> Any:
@@ -88,7 +83,3 @@ def _question(asked: dict[str, Any]) -> Any:
         raise InputError("the case's question is damaged: --cpu and --task are no numbers")
     flags = {name: bool(asked.get(name)) for name in ("syscall", "why", "trace")}
     return Question(text, cpu=cpu, task=task, **flags)
-
-
-def _place(text: str) -> str | Path:
-    return text if text in ("auto", "none") else Path(text)

@@ -102,4 +102,4 @@ def _hang(link: Link, args: argparse.Namespace, release: str) -> int:
     parser = argparse.ArgumentParser()
     hang.add_arguments(parser)
     given = parser.parse_args(["--color", args.color])
-    return hang.give(LiveEvidence(link), given, "auto", "auto")
+    return hang.give(LiveEvidence(link), given)

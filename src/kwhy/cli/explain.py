@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kwhy.cli.target import add_color_argument
+from kwhy.cli.target import add_color_argument, places
 from kwhy.errors import UsageError
 
 HELP = "Explain a saved case again: offline, without root, to the same verdict."
@@ -40,21 +40,17 @@ def run(args: argparse.Namespace) -> int:
     if case.facts.question.get("verb") == "hang":
         from kwhy.cli import hang
 
-        return hang.give(case, args, _place(args.debuginfo), _place(args.source))
+        return hang.give(case, args)
     if case.facts.question.get("verb") == "call":
         from kwhy.cli import call
 
-        return call.give(case, args, _place(args.debuginfo), _place(args.source))
+        return call.give(case, args)
     if case.facts.question.get("verb") == "spin":
         from kwhy.cli import spin
 
-        return spin.explain_saved(case, args, _place(args.debuginfo), _place(args.source))
+        return spin.explain_saved(case, args)
     asked = {"syscall": args.syscall, "errno": args.errno.upper() if args.errno else None}
     if any(asked.values()):  # another question than the one that the case was made for
         case.facts.question.update(asked)
-    session = rounds.open_session(case, _place(args.debuginfo), _place(args.source))
+    session = rounds.open_session(case, *places(args))
     return answer.give(rounds.answer(session).verdict, case, args)
-
-
-def _place(text: str) -> str | Path:
-    return text if text in ("auto", "none") else Path(text)

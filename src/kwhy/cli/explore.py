@@ -1,18 +1,19 @@
 """``kwhy explore``: the shortest sequence of kernel operations into a bad state."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwhy.cli.target import add_target_arguments
+from kwhy.cli import answer
+from kwhy.cli.target import add_target_arguments, places
 from kwhy.errors import UsageError
 
 if TYPE_CHECKING:
     from kwhy.emulate.model import Model
     from kwhy.emulate.search import Outcome, Progress
+    from kwhy.report.page import Page
 
 HELP = (
     "Search for the shortest sequence of real kernel operations, run offline on a copy of the "
@@ -35,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search and report: 0 when a sequence was found, 1 when none was."""
     from kwhy.cli.connect import open_evidence
-    from kwhy.cli.fail import _where
     from kwhy.emulate import model, search
     from kwhy.emulate.world import Stopped, World
     from kwhy.errors import InputError
@@ -44,11 +44,9 @@ def run(args: argparse.Namespace) -> int:
     for value, name in ((args.depth, "--depth"), (args.jobs, "--jobs"), (args.random, "--random")):
         if value is not None and value < 1:
             raise UsageError(f"{name} takes a number of 1 or more")
-    if args.html is not None:
-        raise UsageError("--html is not built yet; use --json")
     wanted = model.load(args.model)
     with open_evidence(args) as evidence:
-        kernel = open_kernel(evidence, *_where(args))
+        kernel = open_kernel(evidence, *places(args))
         world = World(kernel, args.cpu)
         depth = args.depth or wanted.depth
         try:
@@ -92,13 +90,10 @@ def _tell(
     release: str,
     args: argparse.Namespace,
 ) -> None:
-    from kwhy.report import explore, terminal
+    from kwhy.report import explore
 
-    if args.json:
-        answer = explore.as_json(model.path.stem, model.recipe, found, states, release)
-        print(json.dumps(answer, indent=2))
-    else:
-        terminal.display(
-            lambda width: explore.render(model.recipe, found, states, release, width),
-            color=args.color,
-        )
+    def draw(width: int) -> "Page":
+        return explore.render(model.recipe, found, states, release, width)
+
+    data = explore.as_json(model.path.stem, model.recipe, found, states, release)
+    answer.finish(args, None, draw, data, f"the search in {model.path.stem}")

@@ -3,10 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from kwhy.cli.target import add_target_arguments, check_put_files
+from kwhy.cli.target import add_target_arguments, check_put_files, places, teller
 from kwhy.errors import FeatureError, InputError, NothingToExplain, UsageError
 
 HELP = "Run a command (or follow a process) and explain the system call that failed."
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         evidence.facts.question.update(
             {k: v for k, v in (("syscall", args.syscall), ("errno", args.errno)) if v}
         )
-        return ending.give(answer(open_session(evidence, *_where(args))).verdict, evidence, args)
+        return ending.give(answer(open_session(evidence, *places(args))).verdict, evidence, args)
     from kwhy.cli.connect import connect
 
     with connect(args) as link:
@@ -75,13 +74,6 @@ def _check(args: argparse.Namespace, command: list[str]) -> None:
     check_put_files(args.put)
 
 
-def _where(args: argparse.Namespace) -> tuple[Any, Any]:
-    def place(text: str) -> Any:
-        return text if text in ("auto", "none") else Path(text)
-
-    return place(args.debuginfo), place(args.source)
-
-
 def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tuple[Any, Any]:
     """Record round after round until the verdict is sure or the rounds are used up."""
     from kwhy.case.live import LiveEvidence
@@ -98,8 +90,8 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
         "syscall": args.syscall,
         "errno": args.errno.upper() if args.errno else None,
     }
-    say = _teller(args)
-    session = open_session(evidence, *_where(args))
+    say = teller(args)
+    session = open_session(evidence, *places(args))
     rounds = args.repeat if args.pid is None else max(args.repeat, 2)
     found = None
     probes: list[dict[str, Any]] = []
@@ -198,13 +190,3 @@ def _forward_quietly(_kind: str, data: bytes) -> None:
     """With ``--json`` standard output belongs to the verdict."""
     sys.stderr.buffer.write(data)
     sys.stderr.flush()
-
-
-def _teller(args: argparse.Namespace) -> Callable[[str], None]:
-    shown = args.verbose or sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if shown:
-            print(f"kwhy: {text}", file=sys.stderr, flush=True)
-
-    return say

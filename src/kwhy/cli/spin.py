@@ -1,11 +1,13 @@
 """``kwhy spin``: why does this thread burn a processor?"""
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from kwhy.cli import answer as ending
 from kwhy.cli.connect import connect
-from kwhy.cli.target import add_target_arguments, positive_seconds
+from kwhy.cli.target import add_target_arguments, places, positive_seconds, teller
 from kwhy.errors import FeatureError, NothingToExplain, UsageError
 
 if TYPE_CHECKING:
@@ -47,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a dump stands still: kwhy spin needs a live target")
     if args.case is not None:
         raise UsageError("kwhy explain CASE tells of a saved thread again")
-    if args.html is not None:
-        raise UsageError("--html is not built yet; use --json or --save")
     if args.tid < 1:
         raise UsageError(f"no thread has the number {args.tid}")
     with connect(args, probe=False) as link:
@@ -59,17 +59,16 @@ def run(args: argparse.Namespace) -> int:
 def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]":
     """Ask the live target. Raises NothingToExplain when there is no such thread."""
     from kwhy.case.live import LiveEvidence
-    from kwhy.cli.fail import _teller, _where
     from kwhy.diagnose import spin
     from kwhy.kernel.model import open_kernel
 
-    say = _teller(args)
+    say = teller(args)
     evidence = LiveEvidence(link)
     tid, chosen = _choose(link, args.tid)
     evidence.facts.question = {
         "verb": "spin", "tid": tid, "seconds": args.seconds, "chosen": chosen,
     }  # fmt: skip
-    kernel = open_kernel(evidence, *_where(args))
+    kernel = open_kernel(evidence, *places(args))
 
     def peek(address: int, size: int) -> bytes | None:
         return link.read_memory([(address, size)])[0]
@@ -83,12 +82,11 @@ def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Ru
 
     def run(text: str) -> "tuple[CallVerdict, dict[str, list[int]]]":
         from kwhy.cli.connect import read_again
-        from kwhy.cli.fail import _where
         from kwhy.diagnose.call import Question, explain
         from kwhy.emulate.call import Caller
         from kwhy.kernel.model import open_kernel
 
-        kernel = open_kernel(read_again(evidence), *_where(args))
+        kernel = open_kernel(read_again(evidence), *places(args))
         verdict = explain(kernel, Question(text, task=tid, why=True), lambda: None)
         return verdict, Caller(kernel, task=tid).entered(text)
 
@@ -135,26 +133,19 @@ def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
     return take
 
 
-def explain_saved(case: Any, args: argparse.Namespace, debuginfo: Any, source: Any) -> int:
+def explain_saved(case: Any, args: argparse.Namespace) -> int:
     """The answer of a saved case again."""
     from kwhy.diagnose import spin
     from kwhy.kernel.model import open_kernel
 
-    return give(spin.explain(case, open_kernel(case, debuginfo, source)), case, args)
+    return give(spin.explain(case, open_kernel(case, *places(args))), case, args)
 
 
 def give(answer: "Spin", evidence: Any, args: argparse.Namespace) -> int:
     """Save, print, and the exit status: 0 when it is known why the thread burns time."""
-    if getattr(args, "save", None) is not None:
-        evidence.save(args.save)
-    if args.json:
-        from kwhy.report import json
+    from kwhy.report import spin
 
-        json.write(answer)
-    else:
-        from kwhy.report import spin as report
-        from kwhy.report import terminal
-
-        terminal.display(lambda width: report.render(answer, width), color=args.color)
+    draw = functools.partial(spin.render, answer)
+    ending.finish(args, evidence, draw, answer.to_json(), answer.summary)
     known = answer.state in ANSWERED and answer.confidence in ("observed", "deduced")
     return 0 if known else 1

@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from kwhy.errors import UsageError
 
@@ -101,6 +102,27 @@ def positive_seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be above zero")
     return value
+
+
+def place(text: str) -> str | Path:
+    """Where debug symbols or source are: "auto", "none" or a path."""
+    return text if text in ("auto", "none") else Path(text)
+
+
+def places(args: argparse.Namespace) -> tuple[Any, Any]:
+    """What ``--debuginfo`` and ``--source`` say."""
+    return place(args.debuginfo), place(args.source)
+
+
+def teller(args: argparse.Namespace) -> Callable[[str], None]:
+    """Says what is being done, where somebody watches or asked for it (``-v``)."""
+    shown = args.verbose or sys.stderr.isatty()
+
+    def say(text: str) -> None:
+        if shown:
+            print(f"kwhy: {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def check_put_files(files: list[PutFile]) -> None:

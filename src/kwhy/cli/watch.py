@@ -1,11 +1,12 @@
 """``kwhy watch``: what of a data structure does each step of a command change?"""
 
 import argparse
-import json
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kwhy.cli.target import add_target_arguments, check_put_files
+from kwhy.cli import answer
+from kwhy.cli.target import add_target_arguments, check_put_files, places
 from kwhy.errors import FeatureError, UsageError
 
 if TYPE_CHECKING:
@@ -38,12 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pictures and differences; 0 when something changed, 1 when nothing did."""
     from kwhy.cli.connect import connect
-    from kwhy.report import terminal, watch
+    from kwhy.report import watch
 
     if args.core is not None or args.case is not None:
         raise UsageError("what stands still cannot be watched: kwhy watch needs a live target")
-    if args.html is not None:
-        raise UsageError("--html is not built yet; use --json or --save")
     if args.depth < 0 or args.repeat < 1:
         raise UsageError("--depth takes 0 or more, --repeat 1 or more")
     steps = _steps(args.command[1:] if args.command[:1] == ["--"] else args.command)
@@ -52,12 +51,9 @@ def run(args: argparse.Namespace) -> int:
         for put in args.put:
             link.put(put.local, put.remote)
         moments = list(_moments(link, args, steps * args.repeat))
-    if args.json:
-        print(json.dumps(watch.as_json(args.expression, moments), indent=2))
-    else:
-        terminal.display(
-            lambda width: watch.render(args.expression, moments, width), color=args.color
-        )
+    draw = functools.partial(watch.render, args.expression, moments)
+    data = watch.as_json(args.expression, moments)
+    answer.finish(args, None, draw, data, f"what changed of {args.expression}")
     return 0 if any(moment.changes for moment in moments) else 1
 
 
@@ -101,11 +97,10 @@ def _moments(
 def _picture(evidence: "LiveEvidence", args: argparse.Namespace) -> "Picture":
     """On a fresh reading of the memory; what is the same at all times is kept."""
     from kwhy.cli.connect import read_again
-    from kwhy.cli.fail import _where
     from kwhy.emulate.picture import take
     from kwhy.kernel.model import open_kernel
 
-    kernel = open_kernel(read_again(evidence), *_where(args))
+    kernel = open_kernel(read_again(evidence), *places(args))
     return take(kernel, args.expression, args.depth, args.pin or 0)
 
 

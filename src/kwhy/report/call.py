@@ -1,6 +1,6 @@
 """The answer of ``kwhy call`` for a person: the value, why, what was written, how far it came."""
 
-from typing import Final, TextIO
+from typing import Final
 
 from kwhy.report import terminal, words
 from kwhy.report.page import Page
@@ -15,17 +15,6 @@ _SURE: Final = {
 _BRANCHES: Final = 16  # that are printed; JSON has them all
 _WRITES: Final = 20  # that are printed; JSON has them all
 _LINES: Final = 2000
-
-
-def show(
-    verdict: CallVerdict,
-    file: TextIO | None = None,
-    *,
-    color: terminal.Color = "auto",
-    width: int | None = None,
-) -> None:
-    """Print the report to ``file`` (standard output), see :func:`terminal.show`."""
-    terminal.display(lambda columns: render(verdict, columns), file, color=color, width=width)
 
 
 def render(verdict: CallVerdict, width: int = terminal.WIDTH) -> Page:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, TextIO
+from typing import Final
 
 from kwhy.report import calls, terminal, words
 from kwhy.report.page import Page
@@ -27,17 +27,6 @@ _TITLES: Final = {
 _NAMED: Final = 6  # tasks of a group that are named; the rest is a count
 _STACKS: Final = 12  # tasks whose stacks are printed; JSON has them all
 _FINDINGS: Final = 20
-
-
-def show(
-    verdict: Verdict,
-    file: TextIO | None = None,
-    *,
-    color: terminal.Color = "auto",
-    width: int | None = None,
-) -> None:
-    """Print the report to ``file`` (standard output), see :func:`terminal.show`."""
-    terminal.display(lambda columns: render(verdict, columns), file, color=color, width=width)
 
 
 def render(verdict: Verdict, width: int = terminal.WIDTH) -> Page:
