@@ -25,6 +25,8 @@ FUNCTIONS = Names(
         (0xC000, 0x100, "handle_softirqs"),
         (0xD000, 0x100, "__rb_reserve_next"),
         (0xE000, 0x100, "ktime_get_mono_fast_ns"),
+        (0xF000, 0x100, "__schedule"),
+        (0x10000, 0x100, "finish_task_switch"),
     ]
 )
 ENTRY = 0x150
@@ -329,3 +331,15 @@ def test_an_indirect_call_that_returned_once_was_jumped_on(
         (F, ENTRY), (G, F + 0x20), (H, G + 0x20), (J, G + 0x20), hints=hints
     )
     assert expected == shape(recording, calls)[1][1]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("before", [(), ((0x7000, 0x6010), (0x8000, 0x6020, 0x09))])
+def test_being_preempted_is_no_part_of_the_call(before: tuple[tuple[int, ...], ...]) -> None:
+    """Neither from an interrupt's end nor from a preempt_enable(), which any function may have."""
+    hints = Hints({}, {0x100: [0xF000]})  # the outermost frame could have called the scheduler
+    recording, calls = window(
+        (F, ENTRY), (G, F + 0x20), *before, (0x10000, 0xF020), (H, G + 0x30), hints=hints
+    )
+    assert ["[do_syscall_64]", ["__x64_sys_ioctl", ["tty_ioctl", ["tty_check_change"]]]] == shape(
+        recording, calls
+    )

@@ -110,7 +110,10 @@ class TreeBuilder:
             if caller.leaving and (root := self._interrupt_root()) is not None:
                 return self._push_under(root, caller, time, level, guessed=False)
             return self._push_root(caller, time, level, "interrupt")
-        if caller.switch and not inside and not self._top_calls(caller):
+        if caller.switch and not self._top_calls(caller):
+            # Preempted: by an interrupt's end if one is open, else by a preempt_enable().
+            if inside and (root := self._interrupt_root()) is not None:
+                return self._push_under(root, caller, time, level, guessed=False)
             return self._push_root(caller, time, level, "interrupt")
         if level and not inside:
             # An interrupt whose beginning we did not see.
