@@ -27,7 +27,7 @@ def run(text: str, **registers: int) -> State:
     """The state after straight-line code."""
     state = State(1, {**registers}, {}, {})
     for insn in decode(bytes.fromhex(text), AT):
-        apply(state, insn, insn.effects, insn.address)
+        apply(state, insn.effects, insn.address)
     return state
 
 

@@ -112,7 +112,7 @@ def record(*children: Call, hits: Sequence[ProbeHit] = (), **more: Any) -> Sysca
 
 def explain(of: Kernel, what: SyscallRecord, probes: dict[str, int] | None = None) -> Verdict:
     """The verdict on a record."""
-    return explain_call(cast(Any, None), of, what, probes=probes)[0]
+    return explain_call(of, what, probes=probes)[0]
 
 
 def test_the_verdict_names_condition_statement_and_chain() -> None:

@@ -7,6 +7,7 @@ from tests.unit.flow_build import ARCH, GAP, TOY, Fixup, Machine, explored, resu
 
 from kwhy.flow.cfg import Code, base_name
 from kwhy.flow.explore import Callee, Explorer, Hit, entry_state, prune
+from kwhy.flow.outcome import may_differ, may_succeed
 
 NOP = "0f1f440000"
 EIO = -5 & 0xFFFFFFFF
@@ -191,17 +192,17 @@ def test_the_other_side_is_open_while_it_can_return_something_else() -> None:
     explorer, found = explored(toy(f=COMPARES))
     ways = {d.taken: child for child, d in found.root.after if d}
     refused, passed = ways[False], ways[True]
-    assert not explorer.may_differ(refused.segment.start, refused.state, EIO, 4)
-    assert explorer.may_differ(passed.segment.start, passed.state, EIO, 4)
-    assert not explorer.may_succeed(refused.segment.start, refused.state)
-    assert explorer.may_succeed(passed.segment.start, passed.state)
+    assert not may_differ(explorer, refused.segment.start, refused.state, EIO, 4)
+    assert may_differ(explorer, passed.segment.start, passed.state, EIO, 4)
+    assert not may_succeed(explorer, refused.segment.start, refused.state)
+    assert may_succeed(explorer, passed.segment.start, passed.state)
 
 
 def test_pruning_keeps_the_way_to_the_chosen_returns() -> None:
     """Only the root and one side are on the way to one of the two returns."""
     _, found = explored(toy(f=COMPARES))
     one = [node for node in found.returns if node.result == EIO]
-    keep = prune(found, one)
+    keep = prune(one)
     assert {id(found.root), id(one[0])} == keep
 
 

@@ -91,7 +91,7 @@ def record_round(
                 if output is not None:
                     output(message.kind, message.data)
             elif message.kind == "end":
-                _ended(evidence, round_, message.header)
+                _ended(round_, message.header)
                 break
         else:
             raise LinkError("the target ended the recording without a result; try again")
@@ -120,7 +120,7 @@ def _armed(evidence: LiveEvidence, round_: Round, message: Any) -> None:
     }
 
 
-def _ended(evidence: LiveEvidence, round_: Round, header: dict[str, Any]) -> None:
+def _ended(round_: Round, header: dict[str, Any]) -> None:
     status = header.get("status") or {}
     round_.status = status.get("code")
     if round_.status is None and status.get("signal") is not None:

@@ -172,7 +172,7 @@ def probe_addresses(findings: Sequence[Finding]) -> list[int]:
                 out[decision.address] = None
     for finding in findings:
         for frame in finding.chain():
-            keep = prune(frame.exploration, frame.exploration.returns)
+            keep = prune(frame.exploration.returns)
             directions: dict[int, set[bool]] = {}
             for edge in _edges(frame.exploration.root, keep):
                 if edge is not None and edge.kind in ("branch", "select"):
@@ -231,7 +231,7 @@ def renamed(analysis: Analysis, finding: Finding, edge: tuple[Node, Decision]) -
             error = _one_error(analysis.tracer, item.tag, term, facts)
             if error is None or error == finding.frame.want:
                 continue
-            keep = prune(frame.exploration, finding.accepting)
+            keep = prune(finding.accepting)
             callers = [n for n in frame.exploration.calls.get(k, []) if id(n) in keep]
             if not callers:
                 continue

@@ -98,7 +98,7 @@ def _lines_run(kernel: Kernel, finding: Finding, site: Site) -> set[int]:
 def certain_nodes(finding: Finding) -> list[Node]:
     """The nodes that every remaining path of the origin frame goes through, in order."""
     root = finding.frame.exploration.root
-    keep = prune(finding.frame.exploration, finding.accepting)
+    keep = prune(finding.accepting)
     goal = {id(n) for n in finding.accepting}
 
     def reaches(without: Node | None) -> list[Node] | None:
@@ -132,7 +132,7 @@ def certain_nodes(finding: Finding) -> list[Node]:
 
 def path_of(kernel: Kernel, words: Words, finding: Finding) -> tuple[Instruction, ...]:
     """The branches that every remaining path takes, in order, and which way they went."""
-    keep = prune(finding.frame.exploration, finding.accepting)
+    keep = prune(finding.accepting)
     deciding = {(d.address, d.taken) for _, d in finding.deciding}
     out = []
     for node in certain_nodes(finding):

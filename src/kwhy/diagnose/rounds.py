@@ -135,7 +135,6 @@ def _in_round(
     record = recording.syscall(window)
     probes = _probe_addresses_of(round_)
     verdict, analysis = explain_call(
-        session.evidence,
         session.kernel,
         record,
         code=session.code,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kwhy.flow.cfg import Function
 from kwhy.flow.explore import Decision, Explorer, Node, entry_state, is_error
+from kwhy.flow.outcome import may_differ, may_succeed
 from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
 from kwhy.flow.terms import Term, mask, sym
 
@@ -62,7 +63,7 @@ class Decider:
         key = (id(node), decision.address, decision.taken, decision.index, same)
         if key not in self._open:
             self._open[key] = any(
-                explorer.may_differ(start, state, want & mask(size), size, same)
+                may_differ(explorer, start, state, want & mask(size), size, same)
                 for start, state in _other_ways(explorer, node, decision)
             )
         return self._open[key]
@@ -128,7 +129,8 @@ def _other_ways(explorer: Explorer, node: Node, decision: Decision) -> list[tupl
 
 def _may_succeed(explorer: Explorer, node: Node, decision: Decision) -> bool:
     return any(
-        explorer.may_succeed(start, state) for start, state in _other_ways(explorer, node, decision)
+        may_succeed(explorer, start, state)
+        for start, state in _other_ways(explorer, node, decision)
     )
 
 

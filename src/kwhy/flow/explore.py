@@ -32,14 +32,12 @@ from kwhy.flow.terms import (
     assume,
     by_argument,
     low,
-    mask,
     parts,
     sym,
 )
 
 MAX_NODES = 8000
 MIN_STATES, MAX_STATES = 2, 48
-MAX_OPEN_STEPS, MAX_OPEN_STATES = 1000, 8
 
 
 @dataclass(slots=True)
@@ -258,7 +256,7 @@ class Explorer:
                 if start is None:
                     continue
                 child = Node(self.function.segments[start], seen, state)
-                self._forget_dead(child)
+                self.forget_dead(child)
                 key = self._key(child)
                 known = nodes.get(key)
                 if known is None:
@@ -267,9 +265,9 @@ class Explorer:
                     if counts[at] > most:
                         # From here on one state stands for all: each join only loses more.
                         # Error numbers that are ready to be returned stay apart.
-                        like = (at, self._errors(child.state))
+                        like = (at, self.errors(child.state))
                         if like in joined:
-                            self._widen(child.state, joined[like], at)
+                            self.widen(child.state, joined[like], at)
                         joined[like] = child.state
                         key = self._key(child)
                         known = nodes.get(key)
@@ -283,7 +281,7 @@ class Explorer:
                 returns.append(node)
         return Exploration(self.function, root, returns, len(nodes), complete, calls)
 
-    def _forget_dead(self, node: Node) -> None:
+    def forget_dead(self, node: Node) -> None:
         """Drop registers that are not read again, and facts that nothing can ask for any more.
 
         What an observed callee returned stays known: it tells where an equal constant came from.
@@ -321,7 +319,7 @@ class Explorer:
         live = self.function.live.get(node.segment.start, frozenset())
         return node.segment.start, node.seen, node.state.key(live)
 
-    def _errors(self, state: State) -> frozenset[Any]:
+    def errors(self, state: State) -> frozenset[Any]:
         """Where error numbers lie: registers, and the frame's own stack."""
         out: set[Any] = {r for r in state.registers.items() if is_error(r[1])}
         cells = state.memory.get(sym("init", self.frame, self.arch.stack))
@@ -329,7 +327,7 @@ class Explorer:
             out |= {(at, value) for at, (_, value) in cells.items() if is_error(value)}
         return frozenset(out)
 
-    def _widen(self, state: State, other: State, place: Any) -> None:
+    def widen(self, state: State, other: State, place: Any) -> None:
         """Lose what differs from an earlier state at the same place, so that loops end."""
         for name, value in state.registers.items():
             if other.registers.get(name) != value:
@@ -364,7 +362,7 @@ class Explorer:
         for insn in segment.insns:
             if insn is last:
                 break
-            apply(state, insn, insn.effects, (node.seen, insn.address))
+            apply(state, insn.effects, (node.seen, insn.address))
         if state.dead:
             return []
         seen = node.seen
@@ -404,21 +402,21 @@ class Explorer:
                 to = state.copy()
                 to.facts = facts
                 if kind == "select":
-                    apply(to, last, last.effects if taken else last.otherwise, place)
+                    apply(to, last.effects if taken else last.otherwise, place)
                 else:
-                    apply(to, last, last.effects, place)
+                    apply(to, last.effects, place)
                 start = segment.target if kind == "branch" and taken else segment.next
                 assert start is not None
                 go(start, seen, to, Decision(last.address, kind, taken, condition, start))
         elif kind == "fault":
             assert segment.next is not None and segment.target is not None
             fault_state = state.copy()
-            apply(state, last, last.effects, place)
+            apply(state, last.effects, place)
             go(segment.next, seen, state, Decision(last.address, kind, False, None, segment.next))
             if segment.fix:
                 fault_state.registers[segment.fix[0]] = segment.fix[1] & ((1 << 64) - 1)
             else:
-                apply(fault_state, last, (("forget", tuple(last.defines - {"flags"})),), place)
+                apply(fault_state, (("forget", tuple(last.defines - {"flags"})),), place)
             go(
                 segment.target,
                 seen,
@@ -468,7 +466,7 @@ class Explorer:
             if self.traps or good is None:
                 go(segment.next, seen, state)
         else:
-            apply(state, last, last.effects, place)
+            apply(state, last.effects, place)
             start = segment.target if kind == "jump" else segment.next
             if start is not None:
                 go(start, seen, state)
@@ -550,77 +548,6 @@ class Explorer:
         calls = (s.last for s in self.function.segments.values() if s.kind == "call")
         return next((call.address for call in calls if call.end == site), None)
 
-    # --- is the outcome still open? -------------------------------------------------------
-
-    def may_differ(
-        self, start: int, state: State, want: int, size: int, same: frozenset[Term] = frozenset()
-    ) -> bool:
-        """Whether some continuation from here, unobserved, can return other than ``want``.
-
-        Other arguments may come with it, but not other values of the terms in ``same``, which are
-        what was returned. Only a path that shows it counts: no answer within bounds is no.
-        """
-
-        def differs(term: Term, facts: Facts) -> bool:
-            if term in same or _joined(term):
-                return False
-            return assume(facts, "ne", term, want, size) is not None
-
-        return self._may_return(start, state, differs)
-
-    def may_succeed(self, start: int, state: State) -> bool:
-        """Whether some continuation from here, unobserved, can return what is no error number."""
-
-        def succeeds(term: Term, facts: Facts) -> bool:
-            if _joined(term) or assume(facts, "ult", term, -4095 & mask(4), 4) is None:
-                return False
-            pointer = isinstance(term, int) and term > mask(4)
-            return pointer or assume(facts, "sge", term, 0, 4) is not None
-
-        return self._may_return(start, state, succeeds)
-
-    def _may_return(self, start: int, state: State, wanted: Callable[[Term, Facts], bool]) -> bool:
-        first = Node(self.function.segments[start], 0, state)
-        todo = [first]
-        done = set()
-        counts: dict[int, int] = {}
-        joined: dict[Any, State] = {}
-        steps = 0
-        while todo:
-            node = todo.pop()
-            key = (node.segment.start, node.state.key(self.function.live[node.segment.start]))
-            if key in done:
-                continue
-            done.add(key)
-            steps += 1
-            if steps > MAX_OPEN_STEPS:
-                return False
-            for to, _, after, _, _ in self.step(node, None, what_if=True):
-                if to is None or to not in self.function.segments:
-                    continue
-                child = Node(self.function.segments[to], 0, after)
-                self._forget_dead(child)
-                counts[to] = counts.get(to, 0) + 1
-                if counts[to] > MAX_OPEN_STATES:
-                    like = (to, self._errors(after))
-                    if like in joined:
-                        self._widen(after, joined[like], like)
-                    joined[like] = after
-                todo.append(child)
-            if node.result is not None:
-                assert node.leaving is not None
-                if wanted(node.result, node.leaving.facts):
-                    return True
-        return False
-
-
-def _joined(term: Term) -> bool:
-    """Whether a term was lost where states were joined: it says nothing of any one path."""
-    return any(
-        part[0] == "lost" and isinstance(part[2], tuple) and part[2][0] == "loop"
-        for part in parts(term)
-    )
-
 
 def is_error(value: Term) -> bool:
     """Whether a term is an error number, in 4 or 8 bytes."""
@@ -636,7 +563,7 @@ def entry_state(
     return State(frame, dict(known or {}), {}, dict(facts or {}))
 
 
-def prune(exploration: Exploration, keep: list[Node]) -> set[int]:
+def prune(keep: list[Node]) -> set[int]:
     """The identities of the nodes on some way from the root to one of ``keep``."""
     good = {id(n) for n in keep}
     todo = list(keep)

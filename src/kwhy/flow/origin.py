@@ -399,7 +399,7 @@ class Tracer:
 
     def _into(self, frame: Frame, k: Any, nodes: list[Node], depth: int) -> list[Finding] | None:
         """Findings in the callee whose result was passed on; None if it cannot be looked into."""
-        keep = prune(frame.exploration, nodes)
+        keep = prune(nodes)
         observed = frame.explorer.observed
         if isinstance(k, int):
             item = observed[k]
@@ -458,7 +458,7 @@ class Tracer:
         if epoch[0] != frame.number or not isinstance(epoch[1], tuple) or epoch[1][0] != "call":
             return []
         last = epoch[1][1]
-        keep = prune(frame.exploration, nodes)
+        keep = prune(nodes)
         observed = frame.explorer.observed
         for k in range(min(last, len(observed) - 1), -1, -1):
             item = observed[k]

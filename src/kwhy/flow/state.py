@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from kwhy.flow.ir import INVERSE, Effect, Expr, Insn
+from kwhy.flow.ir import INVERSE, Effect, Expr
 from kwhy.flow.terms import (
     Facts,
     Term,
@@ -224,8 +224,8 @@ def _renew(state: State, place: Any) -> None:
         state.facts = {k: v for k, v in state.facts.items() if k not in old}
 
 
-def apply(state: State, insn: Insn, effects: tuple[Effect, ...], place: Any) -> None:
-    """Carry out an instruction's effects on a state, in order."""
+def apply(state: State, effects: tuple[Effect, ...], place: Any) -> None:
+    """Carry out an instruction's effects on a state, in order; ``place`` names what gets lost."""
     for effect in effects:
         tag = effect[0]
         if tag == "set":
@@ -237,7 +237,7 @@ def apply(state: State, insn: Insn, effects: tuple[Effect, ...], place: Any) -> 
                 old = evaluate(state, ("reg", name, 8), place)
                 keep = binary("and", 8, old, ~((1 << 8 * size) - 1))
                 state.registers[name] = (
-                    low(size, value) if keep == 0 else _merge(old, low(size, value), size, place)
+                    low(size, value) if keep == 0 else _merge(old, low(size, value), size)
                 )
         elif tag == "store":
             store(
@@ -290,7 +290,7 @@ def _move(state: State, effect: Effect, place: Any) -> None:
     forget_memory(state, place, [(base, offset, 1 << 20)])
 
 
-def _merge(old: Term, value: Term, size: int, place: Any) -> Term:
+def _merge(old: Term, value: Term, size: int) -> Term:
     """A partial write: the new low bytes under the old upper ones."""
     if isinstance(old, int) and isinstance(value, int):
         return (old & ~((1 << 8 * size) - 1)) | value

@@ -1,0 +1,90 @@
+"""Whether the outcome of a frame is still open at some point of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kwhy.flow.explore import Explorer, Node
+from kwhy.flow.state import State
+from kwhy.flow.terms import Facts, Term, assume, mask, parts
+
+MAX_STEPS, MAX_STATES = 1000, 8
+"""Segments gone through from one point, and states told apart at one place, before it is enough."""
+
+
+def may_differ(
+    explorer: Explorer,
+    start: int,
+    state: State,
+    want: int,
+    size: int,
+    same: frozenset[Term] = frozenset(),
+) -> bool:
+    """Whether some continuation from here, unobserved, can return other than ``want``.
+
+    Other arguments may come with it, but not other values of the terms in ``same``, which are
+    what was returned. Only a path that shows it counts: no answer within bounds is no.
+    """
+
+    def differs(term: Term, facts: Facts) -> bool:
+        if term in same or _joined(term):
+            return False
+        return assume(facts, "ne", term, want, size) is not None
+
+    return _may_return(explorer, start, state, differs)
+
+
+def may_succeed(explorer: Explorer, start: int, state: State) -> bool:
+    """Whether some continuation from here, unobserved, can return what is no error number."""
+
+    def succeeds(term: Term, facts: Facts) -> bool:
+        if _joined(term) or assume(facts, "ult", term, -4095 & mask(4), 4) is None:
+            return False
+        pointer = isinstance(term, int) and term > mask(4)
+        return pointer or assume(facts, "sge", term, 0, 4) is not None
+
+    return _may_return(explorer, start, state, succeeds)
+
+
+def _may_return(
+    explorer: Explorer, start: int, state: State, wanted: Callable[[Term, Facts], bool]
+) -> bool:
+    first = Node(explorer.function.segments[start], 0, state)
+    todo = [first]
+    done = set()
+    counts: dict[int, int] = {}
+    joined: dict[Any, State] = {}
+    steps = 0
+    while todo:
+        node = todo.pop()
+        key = (node.segment.start, node.state.key(explorer.function.live[node.segment.start]))
+        if key in done:
+            continue
+        done.add(key)
+        steps += 1
+        if steps > MAX_STEPS:
+            return False
+        for to, _, after, _, _ in explorer.step(node, None, what_if=True):
+            if to is None or to not in explorer.function.segments:
+                continue
+            child = Node(explorer.function.segments[to], 0, after)
+            explorer.forget_dead(child)
+            counts[to] = counts.get(to, 0) + 1
+            if counts[to] > MAX_STATES:
+                like = (to, explorer.errors(after))
+                if like in joined:
+                    explorer.widen(after, joined[like], like)
+                joined[like] = after
+            todo.append(child)
+        if node.result is not None:
+            assert node.leaving is not None
+            if wanted(node.result, node.leaving.facts):
+                return True
+    return False
+
+
+def _joined(term: Term) -> bool:
+    """Whether a term was lost where states were joined: it says nothing of any one path."""
+    return any(
+        part[0] == "lost" and isinstance(part[2], tuple) and part[2][0] == "loop"
+        for part in parts(term)
+    )
