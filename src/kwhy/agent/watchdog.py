@@ -12,6 +12,10 @@ import time
 from . import journal, protocol
 
 
+POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What ends ordinary processes; the watchdog ends by itself."""
+
+
 def start(port: str = "") -> int:
     """Fork the watchdog; returns the descriptor whose end it waits for: keep it, never share it.
 
@@ -20,20 +24,29 @@ def start(port: str = "") -> int:
     """
     agent = os.getpid()
     read_end, write_end = os.pipe()
+    begun, ready = os.pipe()
+    # A Ctrl-C must not find the watchdog before it has left our process group.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     pid = os.fork()
     if pid:
         os.close(read_end)
+        os.close(ready)
+        os.read(begun, 1)  # ends when the watchdog is out of reach, or dead
+        os.close(begun)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return write_end
     try:
+        os.setsid()
+        for number in POLITE:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(ready)
         _watch(agent, read_end, port)
     finally:
         os._exit(0)
 
 
 def _watch(agent: int, pipe: int, port: str) -> None:
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
