@@ -11,7 +11,6 @@ import time
 
 from . import journal, protocol
 
-
 POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What ends ordinary processes; the watchdog ends by itself."""
 
