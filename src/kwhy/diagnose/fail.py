@@ -86,7 +86,8 @@ def _ambiguous(base: Verdict, describe: Describer, cases: list[Case]) -> Verdict
     for case in cases[:MAX_CANDIDATES]:
         part = describe.verdict(base, case)
         assert part.origin is not None
-        addresses = probe_addresses([case.finding])
+        own = [d.address for _, d in case.edges if d.kind in ("branch", "select")]
+        addresses = own or probe_addresses([case.finding])
         where = describe.offset(addresses[0]) if addresses else None
         candidates.append(
             Candidate(

@@ -274,7 +274,7 @@ def _candidates(page: Page, verdict: Verdict) -> None:
     page.heading(title, " one of these; nothing that was recorded tells which")
     for number, candidate in enumerate(verdict.candidates, 1):
         _candidate(page, verdict, number, candidate)
-    probes = [c.probe for c in verdict.candidates if c.probe]
+    probes = list(dict.fromkeys(c.probe for c in verdict.candidates if c.probe))
     page.blank()
     page.write(
         ("to settle it: ", _HEAD),
