@@ -25,7 +25,7 @@ from kwhy.flow.explore import (
     prune,
 )
 from kwhy.flow.state import EMPTY, Cells, State, split
-from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, parts, sym
+from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, meet, parts, sym
 
 MAX_DEPTH = 48
 MAX_ORACLE_DEPTH = 4
@@ -304,7 +304,7 @@ class Tracer:
         while isinstance(inner, tuple) and inner[0] in ("low", "sext", "join"):
             inner = inner[2]
         if isinstance(inner, int):
-            return self._equal(frame, state) or ("constant",)
+            return ("constant",)
         if inner[0] == "ret":
             # Of a frame above: the error was handed down and came back.
             above = next((f for f in _upwards(frame) if f.number == inner[1]), None)
@@ -325,36 +325,43 @@ class Tracer:
                 return ("written", inner[1], inner[2], inner[3])
             return ("memory", inner)
         if known(low(4, term), state.facts) is not None:
-            return self._equal(frame, state) or ("constant",)
+            return ("constant",)
         if inner[0] == "init":
             return ("argument", inner)
         truth = _by_truth(term, state, frame.want)
         return ("computed", *truth) if truth else ("unknown", inner[0])
 
-    def _equal(self, frame: Frame, state: State) -> Any:
-        """The last observed callee whose result is known to equal the wanted error number.
+    def _passed_on(self, frame: Frame, finding: Finding) -> int | None:
+        """The observed callee whose error was handed on as a constant of the frame's own.
 
-        After ``if (ret == -ENOEXEC)`` compilers return a constant of their own in place of ``ret``.
+        After ``if (ret == -ENOEXEC)``, and after ``if (ret)`` of a function that has but one error,
+        compilers return a constant in place of ``ret``.
         """
-        if frame.want >= 0:
+        tested = {k for edge in finding.deciding for k in self._tested(frame, *edge)}
+        if frame.want >= 0 or len(tested) != 1:
             return None
-        best = None
-        for key in state.facts:
-            inner = key[2] if key[0] == "low" else key
-            if isinstance(inner, tuple) and inner[:2] == ("ret", frame.number):
-                k = inner[2]
-                if (
-                    isinstance(k, int)
-                    and known(low(4, inner), state.facts) == frame.want & mask(4)
-                    and self._may_be_error(frame.explorer.observed[k])
-                ):
-                    best = k if best is None else max(best, k)
-        return None if best is None else ("callee", best)
+        return tested.pop()
 
-    def _may_be_error(self, item: Callee | Hit) -> bool:
-        if not isinstance(item, Callee) or self.returns_error is None:
-            return True
-        return self.returns_error(item.function)
+    def _tested(self, frame: Frame, node: Node, decision: Decision) -> set[int | None]:
+        """Which callees' results a branch found to be the wanted error; {None} if it did not."""
+        ahead = next((child for child, after in node.after if after is decision), None)
+        if ahead is None or decision.condition is None:
+            return {None}
+        want = ((frame.want & mask(4),) * 2,)
+        found: set[int | None] = set()
+        for part in {p for side in decision.condition[1:3] for p in parts(side)}:
+            if part[:2] != ("ret", frame.number) or not isinstance(part[2], int):
+                continue
+            item = frame.explorer.observed[part[2]]
+            if not isinstance(item, Callee) or item.tag is None or not self._may_be_error(item):
+                continue
+            seen = domain(low(4, part), ahead.state.facts)
+            judged = self.returned(item.tag).get(4, seen)
+            found.add(part[2] if meet(seen, judged) == want else None)
+        return found or {None}
+
+    def _may_be_error(self, item: Callee) -> bool:
+        return self.returns_error is None or self.returns_error(item.function)
 
     def _follow(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
         if key[0] == "callee":
@@ -370,6 +377,11 @@ class Tracer:
             return [self._here(frame, "unknown", nodes)]
         if key[0] == "handed" and frame.parent is not None:
             return [self._here(frame.parent, "constant", frame.parent.accepting)]
+        if key[0] == "constant":
+            finding = self._here(frame, "constant", nodes)
+            k = self._passed_on(frame, finding)
+            found = self._into(frame, k, nodes, depth) if k is not None else None
+            return found or [finding]
         if key[0] == "computed":
             return [self._computed(frame, key[1], key[2], nodes)]
         if key[0] == "written":

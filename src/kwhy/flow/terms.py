@@ -230,7 +230,8 @@ def invert(size: int, term: Term) -> Term:
 # --- facts -----------------------------------------------------------------------------------
 
 
-def _meet(a: Intervals, b: Intervals) -> Intervals:
+def meet(a: Intervals, b: Intervals) -> Intervals:
+    """The values that lie in both."""
     return tuple(
         (max(x[0], y[0]), min(x[1], y[1]))
         for x in a
@@ -326,7 +327,7 @@ def _backward(intervals: Intervals, steps: list[tuple[str, int, int]]) -> Interv
             gap = ALL64 - mask(amount)
             image = ((0, half - 1), (half + gap, ALL64))
             intervals = tuple(
-                sorted((lo & mask(amount), hi & mask(amount)) for lo, hi in _meet(intervals, image))
+                sorted((lo & mask(amount), hi & mask(amount)) for lo, hi in meet(intervals, image))
             )
     return intervals
 
@@ -452,12 +453,12 @@ def assume(facts: Facts, op: str, a: Term, b: Term, size: int) -> Facts | None:
     if vb is not None:
         allowed = wanted(op, vb, size)
         if va is not None:
-            return facts if _meet(((va, va),), allowed) else None
+            return facts if meet(((va, va),), allowed) else None
         base, steps = _base(a)
         if isinstance(base, int):
-            return facts if _meet(_forward(((base, base),), steps), allowed) else None
+            return facts if meet(_forward(((base, base),), steps), allowed) else None
         before = _kept(base, facts)
-        after = _meet(before, _backward(allowed, steps))
+        after = meet(before, _backward(allowed, steps))
         if not after:
             return None
         if after == before:
