@@ -382,6 +382,8 @@ class Tracer:
             k = self._passed_on(frame, finding)
             found = self._into(frame, k, nodes, depth) if k is not None else None
             return found or [finding]
+        if key[0] == "argument":
+            return self._given(frame, key[1], depth) or [self._here(frame, "argument", nodes)]
         if key[0] == "computed":
             return [self._computed(frame, key[1], key[2], nodes)]
         if key[0] == "written":
@@ -392,9 +394,31 @@ class Tracer:
         return [self._here(frame, key[0], nodes)]
 
     def _here(self, frame: Frame, kind: Any, nodes: list[Node]) -> Finding:
-        assert nodes[0].result is not None
+        value: Term = frame.want & mask(8) if nodes[0].result is None else nodes[0].result
         edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes)
-        return Finding(kind, frame, nodes[0].result, edges, nodes)
+        return Finding(kind, frame, value, edges, nodes)
+
+    def _given(self, frame: Frame, argument: Any, depth: int) -> list[Finding]:
+        """Findings for an error that was handed in, whatever the callers' states say it was."""
+        above, register = frame.parent, argument[2]
+        if above is None or argument[1] != frame.number:
+            return []
+        groups: dict[Any, list[Node]] = {}
+        for k, item in enumerate(above.explorer.observed):
+            if not isinstance(item, Callee) or item.tag is not frame.call:
+                continue
+            for caller in above.exploration.calls.get(k, []):
+                state = caller.leaving
+                value = state.registers.get(register) if state is not None else None
+                if state is None or value is None:
+                    continue
+                if assume(state.facts, "eq", value, frame.want & mask(4), 4) is not None:
+                    groups.setdefault(self._source(above, state, value), []).append(caller)
+        out: list[Finding] = []
+        for source, callers in groups.items():
+            if source[0] in ("callee", "constant"):
+                out += self._follow(above, source, callers, depth + 1)
+        return out
 
     def _computed(self, frame: Frame, term: Term, value: int, nodes: list[Node]) -> Finding:
         """``return ok() ? 0 : -EPERM`` may be made without a branch, as ``ok() - 1``."""
