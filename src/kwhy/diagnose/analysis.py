@@ -1,5 +1,6 @@
 """One failed call analysed: where its errno can have been made, and which probes would tell."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from kwhy.flow.origin import Finding, Tracer
 from kwhy.flow.state import Cells
 from kwhy.flow.terms import low, mask, parts, signed, sym
 from kwhy.kernel.model import Kernel
+from kwhy.record.errno import errno_name
 from kwhy.record.model import Call, SyscallRecord
 
 MAX_PROBES = 48
@@ -94,6 +96,16 @@ def _tracer(
         applied = held(kernel, site, decision, after, instead(function, node, decision))
         return None if applied else "guard"
 
+    def spelled(finding: Finding) -> bool:
+        name = errno_name(finding.frame.want)
+        made = re.compile(rf"(?:\breturn|[^=!<>]=|ERR_PTR\()\s*-{name}\b")
+        frames = {f for _, d in finding.deciding for f in kernel.frames(d.address)}
+        return any(
+            made.search(body)
+            for place in {(f.file, f.function) for f in frames}
+            for body in (_body(kernel, *place),)
+        )
+
     return Tracer(
         code,
         hits=hits,
@@ -103,7 +115,15 @@ def _tracer(
         returns_error=error,
         oracle=oracle,
         passing=passing,
+        spelled=spelled,
     )
+
+
+def _body(kernel: Kernel, file: str | None, function: str) -> str:
+    """The source text of a function, "" without it."""
+    parsed = kernel.parsed(file) if file else None
+    found = parsed.function_named(function) if parsed else None
+    return "\n".join(parsed.lines[found.start - 1 : found.end]) if parsed and found else ""
 
 
 def _trace(arch: Arch, tracer: Tracer, record: SyscallRecord, entry: Call) -> list[Finding]:

@@ -102,7 +102,8 @@ class Tracer:
     ``armed`` at those addresses; ``arity`` tells
     how many arguments a function takes, ``returns_bool`` whether its result is a truth value,
     ``returns_error`` whether it can be an error number (an id of -1 is none).
-    ``passing`` tells that the source merely passes by a branch (see ``Decider``).
+    ``passing`` tells that the source merely passes by a branch (see ``Decider``), ``spelled``
+    whether it makes the wanted error in the frame of a finding itself.
     ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
     """
 
@@ -117,6 +118,7 @@ class Tracer:
         returns_error: Callable[[int], bool] | None = None,
         oracle: bool = False,
         passing: Callable[[Function, Node, Decision], Passing | None] | None = None,
+        spelled: Callable[[Finding], bool] | None = None,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -127,6 +129,7 @@ class Tracer:
         self.returns_error = returns_error
         self.oracle = oracle
         self.decider = Decider(passing)
+        self.spelled = spelled
         self.notes: list[str] = []
         self.work = 0
         self.cut = False
@@ -338,9 +341,31 @@ class Tracer:
         compilers return a constant in place of ``ret``.
         """
         tested = {k for edge in finding.deciding for k in self._tested(frame, *edge)}
-        if frame.want >= 0 or len(tested) != 1:
+        if frame.want >= 0 or not tested:
             return None
-        return tested.pop()
+        if len(tested) == 1 and None not in tested:
+            return tested.pop()
+        # Something else was asked last: does the source make the error, or only hold it still?
+        if self.spelled is not None and self.spelled(finding):
+            return None
+        held = [k for node in finding.accepting for k in self._held(frame, node)]
+        return max(held, default=None)
+
+    def _held(self, frame: Frame, node: Node) -> list[int]:
+        """The observed callees whose results are known to be the wanted error at a return."""
+        assert node.leaving is not None
+        facts = node.leaving.facts
+        terms = {key[2] if key[0] == "low" else key for key in facts}
+        return [
+            term[2]
+            for term in terms
+            if isinstance(term, tuple)
+            and term[:2] == ("ret", frame.number)
+            and isinstance(term[2], int)
+            and known(low(4, term), facts) == frame.want & mask(4)
+            and isinstance(item := frame.explorer.observed[term[2]], Callee)
+            and self._may_be_error(item)
+        ]
 
     def _tested(self, frame: Frame, node: Node, decision: Decision) -> set[int | None]:
         """Which callees' results a branch found to be the wanted error; {None} if it did not."""
