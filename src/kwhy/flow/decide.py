@@ -23,6 +23,9 @@ Edge = tuple[Node, Decision]
 MAX_STEPS = 20_000
 """Segments looked at to learn what holds at each place of a function, whatever the way there."""
 
+MAX_APART = 8
+"""States kept apart at one place for that, as a choice between two errors makes them."""
+
 
 class Decider:
     """Finds deciding branches. ``passing`` says what the source makes of a branch, if it knows."""
@@ -32,7 +35,7 @@ class Decider:
     ) -> None:
         self.passing = passing
         self._open: dict[Any, bool] = {}
-        self._settled: dict[int, dict[int, State]] = {}
+        self._settled: dict[int, dict[int, list[State]]] = {}
 
     def deciding(self, explorer: Explorer, want: int, size: int, nodes: list[Node]) -> list[Edge]:
         """The deciding branches of all ways to ``nodes``, where ``want`` was returned."""
@@ -75,20 +78,22 @@ class Decider:
         held = [slot for slot, value in _slots(ahead.state, stack) if _low(value) == _low(want)]
         if not held:
             return False
-        before = self._whatever_the_way(explorer).get(node.segment.start)
-        if before is None:
-            return False
-        for start, _, state, other, _ in explorer.step(Node(node.segment, 0, before.copy()), None):
-            if other is None or (start, other.taken, other.index) != (
-                decision.target, decision.taken, decision.index,
-            ):  # fmt: skip
-                continue
-            settled = dict(_slots(state, stack))
-            return not any(_is_some_error(settled.get(slot)) for slot in held)
-        return False
+        settled = [
+            dict(_slots(state, stack))
+            for before in self._whatever_the_way(explorer).get(node.segment.start, [])
+            for start, _, state, other, _ in explorer.step(
+                Node(node.segment, 0, before.copy()), None
+            )
+            if other is not None
+            and (start, other.taken, other.index)
+            == (decision.target, decision.taken, decision.index)
+        ]
+        return bool(settled) and not any(
+            all(_is_some_error(slots.get(slot)) for slots in settled) for slot in held
+        )
 
-    def _whatever_the_way(self, explorer: Explorer) -> dict[int, State]:
-        """For each segment's start what holds there on all ways from the entry, {} if unknown."""
+    def _whatever_the_way(self, explorer: Explorer) -> dict[int, list[State]]:
+        """For each segment's start the states that stand for all ways there, {} if unknown."""
         entry = explorer.function.entry
         if entry not in self._settled:
             self._settled[entry] = _settle(explorer)
@@ -154,27 +159,33 @@ def _is_some_error(value: Term | None) -> bool:
     return value is _SOME_ERROR or (value is not None and is_error(value))
 
 
-def _settle(explorer: Explorer) -> dict[int, State]:
+def _settle(explorer: Explorer) -> dict[int, list[State]]:
     function = explorer.function
-    states = {function.entry: entry_state(explorer.frame)}
-    todo = [function.entry]
+    states = {function.entry: [entry_state(explorer.frame)]}
+    todo = [(function.entry, states[function.entry][0])]
     for _ in range(MAX_STEPS):
         if not todo:
             return states
-        at = todo.pop()
-        for to, _, after, _, _ in explorer.step(
-            Node(function.segments[at], 0, states[at].copy()), None
-        ):
+        at, state = todo.pop()
+        for to, _, after, _, _ in explorer.step(Node(function.segments[at], 0, state.copy()), None):
             if to is None or to not in function.segments:
                 continue
             live = function.live.get(to, frozenset()) | {explorer.arch.stack}
             after.registers = {r: v for r, v in after.registers.items() if r in live}
             after.facts, after.flags = {}, NO_FLAGS
-            known = states.get(to)
-            if known is None or _join(known, after, explorer.arch.stack):
-                states[to] = states.get(to, after)
-                todo.append(to)
+            known = states.setdefault(to, [])
+            if any(_same(other, after) for other in known):
+                continue
+            if len(known) < MAX_APART:
+                known.append(after)
+                todo.append((to, after))
+            elif _join(known[-1], after, explorer.arch.stack):
+                todo.append((to, known[-1]))
     return {}
+
+
+def _same(known: State, new: State) -> bool:
+    return known.registers == new.registers and known.memory == new.memory
 
 
 def _join(known: State, new: State, stack: str) -> bool:

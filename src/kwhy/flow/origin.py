@@ -25,7 +25,20 @@ from kwhy.flow.explore import (
     prune,
 )
 from kwhy.flow.state import EMPTY, Cells, State, split
-from kwhy.flow.terms import Intervals, Term, add, assume, domain, known, low, mask, meet, parts, sym
+from kwhy.flow.terms import (
+    Intervals,
+    Term,
+    add,
+    assume,
+    domain,
+    known,
+    low,
+    mask,
+    meet,
+    parts,
+    replaced,
+    sym,
+)
 
 MAX_DEPTH = 48
 MAX_ORACLE_DEPTH = 4
@@ -321,7 +334,8 @@ class Tracer:
                 inner = inner[2]
             if isinstance(inner, tuple) and inner[0] == "mem":
                 return ("memory", inner)
-            return ("unknown", "neg")
+            truth = _by_truth(term, state, frame.want)
+            return ("computed", *truth) if truth else ("unknown", "neg")
         if inner[0] == "mem":
             base, _ = split(inner[1])
             if isinstance(base, tuple) and base[0] == "init" and base[2] == self.arch.stack:
@@ -604,8 +618,8 @@ def _by_truth(term: Term, state: State, want: int) -> tuple[Term, int] | None:
         giving = [
             value
             for value in (0, 1)
-            if (facts := assume(state.facts, "eq", truth, value, 1)) is not None
-            and known(low(4, term), facts) == want & mask(4)
+            if assume(state.facts, "eq", truth, value, 1) is not None
+            and low(4, replaced(term, part, value)) == want & mask(4)
         ]
         if len(giving) == 1:
             return truth, giving[0]

@@ -227,6 +227,23 @@ def invert(size: int, term: Term) -> Term:
     return sym("not", size, low(size, term))
 
 
+def replaced(term: Term, old: Term, new: Term) -> Term:
+    """``term`` with ``new`` wherever ``old`` stands in it, worked out as far as that goes."""
+    if term == old:
+        return new
+    if isinstance(term, int):
+        return term
+    tag = term[0]
+    if tag == "add":
+        return add(replaced(term[1], old, new), term[2])
+    if tag in ("low", "sext", "neg", "not"):
+        make = {"low": low, "sext": sext, "neg": negate, "not": invert}[tag]
+        return make(term[1], replaced(term[2], old, new))
+    if tag == "bin":
+        return binary(term[1], term[2], *(replaced(side, old, new) for side in term[3:5]))
+    return term
+
+
 # --- facts -----------------------------------------------------------------------------------
 
 
