@@ -99,12 +99,8 @@ def _tracer(
     def spelled(finding: Finding) -> bool:
         name = errno_name(finding.frame.want)
         made = re.compile(rf"(?:\breturn|[^=!<>]=|ERR_PTR\()\s*-{name}\b")
-        frames = {f for _, d in finding.deciding for f in kernel.frames(d.address)}
-        return any(
-            made.search(body)
-            for place in {(f.file, f.function) for f in frames}
-            for body in (_body(kernel, *place),)
-        )
+        sites = (locate(kernel, d.address) for _, d in finding.deciding)
+        return any(made.search(_body(kernel, site.file, site.function)) for site in sites)
 
     return Tracer(
         code,
