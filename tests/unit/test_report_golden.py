@@ -4,6 +4,7 @@ After a change that is meant: ``KWHY_UPDATE_GOLDEN=1 pytest tests/unit/test_repo
 read the diff.
 """
 
+import functools
 import io
 import json
 import os
@@ -62,6 +63,6 @@ def test_no_control_characters(name: str) -> None:
 def test_colour_changes_no_words(name: str) -> None:
     """With colour the same text is printed, and foreign text brings no sequences of its own."""
     out = io.StringIO()
-    terminal.show(load(name), out, color="always", width=80)
+    terminal.display(functools.partial(terminal.render, load(name)), out, color="always", width=80)
     bare = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
     assert terminal.plain(load(name)) == bare

@@ -1,5 +1,6 @@
 """Layout: foreign text made harmless, wrapping, excerpts, and what goes to which output."""
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_ascii_output_has_no_other_characters() -> None:
     """An output that is not Unicode gets dashes, dots and escapes, and still every word."""
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii")
-    terminal.show(sample("hostile"), out, color="never")
+    terminal.display(functools.partial(terminal.render, sample("hostile")), out, color="never")
     out.flush()
     assert b"perf_event_open(..., -1, 0, -1, 0x8)" in raw.getvalue()
 
@@ -72,8 +73,8 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1")
     plain, forced = Terminal(), Terminal()
-    terminal.show(sample(), plain, width=80)
-    terminal.show(sample(), forced, color="always", width=80)
+    terminal.display(functools.partial(terminal.render, sample()), plain, width=80)
+    terminal.display(functools.partial(terminal.render, sample()), forced, color="always", width=80)
     assert "\x1b" not in plain.getvalue()
     assert "\x1b" in forced.getvalue()
 

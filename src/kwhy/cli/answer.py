@@ -1,6 +1,7 @@
 """The end of every verb that answers: the manual, the files that were asked for, the report."""
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,15 +49,14 @@ def finish(
         terminal.display(draw, color=getattr(args, "color", "auto"))
 
 
-def give(verdict: Verdict, evidence: Kept | None, args: argparse.Namespace) -> int:
+def give(verdict: Verdict, evidence: Kept, args: argparse.Namespace) -> int:
     """The end of ``kwhy fail``; the result is the exit status: 0, or 1 when it is not sure."""
     from kwhy.report import calls, manual, terminal
 
-    if evidence is not None:
-        verdict = manual.attach(verdict, evidence)
+    verdict = manual.attach(verdict, evidence)
     verdict = replace(verdict, call=calls.decode(verdict.call))
     data, title = verdict.to_json(), verdict.summary
-    finish(args, evidence, lambda width: terminal.render(verdict, width), data, title)
+    finish(args, evidence, functools.partial(terminal.render, verdict), data, title)
     return status(verdict.confidence)
 
 

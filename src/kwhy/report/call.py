@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from kwhy.report import terminal, words
+from kwhy.report import context, terminal, words
 from kwhy.report.page import Page
 from kwhy.verdict.call import CallVerdict
 
@@ -88,7 +88,7 @@ def _trace(page: Page, verdict: CallVerdict) -> None:
 
 
 def _sure(page: Page, verdict: CallVerdict) -> None:
-    done, kernel = verdict.executed, verdict.kernel
+    done = verdict.executed
     page.heading("how sure:", f" {verdict.confidence}, {_SURE[verdict.confidence]}")
     page.write(
         (f"executed: {words.count(done.instructions, 'instruction')} in "
@@ -97,11 +97,4 @@ def _sure(page: Page, verdict: CallVerdict) -> None:
     )  # fmt: skip
     if done.skipped:
         page.write((f"left out: {', '.join(done.skipped)}", ""), indent=2, hang=4)
-    page.write(
-        (f"kernel: {kernel.release} {kernel.arch}", ""),
-        (f", build-id {kernel.build_id[:12]}" if kernel.build_id else "", "dim"),
-        indent=2,
-        hang=4,
-    )
-    for note in verdict.evidence.notes:
-        page.write((f"note: {note}", ""), indent=2, hang=4)
+    context.add_ground(page, verdict.kernel, verdict.evidence)

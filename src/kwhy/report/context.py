@@ -4,7 +4,7 @@ from typing import Final
 
 from kwhy.report import words
 from kwhy.report.page import Page
-from kwhy.verdict import Verdict
+from kwhy.verdict import Evidence, KernelId, Verdict
 
 _MANUAL: Final = 4  # paragraphs shown; JSON has them all
 _LOG: Final = 12  # lines of the kernel log shown
@@ -21,7 +21,7 @@ def add(page: Page, verdict: Verdict) -> None:
 
 
 def _sure(page: Page, verdict: Verdict) -> None:
-    evidence, kernel = verdict.evidence, verdict.kernel
+    evidence = verdict.evidence
     page.heading("how sure:", f" {verdict.confidence}, {words.CONFIDENCE[verdict.confidence]}")
     parts = [
         words.count(evidence.rounds, "recording"),
@@ -32,6 +32,11 @@ def _sure(page: Page, verdict: Verdict) -> None:
     if evidence.emulated:
         parts.append(f"{words.count(evidence.emulated, 'instruction')} executed offline")
     page.write((f"evidence: {', '.join(parts)}", ""), indent=2, hang=4)
+    add_ground(page, verdict.kernel, evidence)
+
+
+def add_ground(page: Page, kernel: KernelId, evidence: Evidence) -> None:
+    """What every kind of answer ends its account with: the kernel, the probes, what was missing."""
     page.write(
         (f"kernel: {kernel.release} {kernel.arch}", ""),
         (f", build-id {kernel.build_id[:12]}" if kernel.build_id else "", "dim"),

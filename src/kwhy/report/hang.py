@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from kwhy.report import calls, terminal, words
+from kwhy.report import calls, context, terminal, words
 from kwhy.report.page import Page
 from kwhy.verdict.fail import FailedCall
 from kwhy.verdict.hang import KINDS, Frame, Root, Task, Verdict, Wait
@@ -192,13 +192,5 @@ def _frame(page: Page, frame: Frame) -> None:
 
 
 def _sure(page: Page, verdict: Verdict) -> None:
-    kernel = verdict.kernel
     page.heading("how sure:", f" {verdict.confidence}, {_SURE[verdict.confidence]}")
-    page.write(
-        (f"kernel: {kernel.release} {kernel.arch}", ""),
-        (f", build-id {kernel.build_id[:12]}" if kernel.build_id else "", "dim"),
-        indent=2,
-        hang=4,
-    )
-    for note in verdict.evidence.notes:
-        page.write((f"note: {note}", ""), indent=2, hang=4)
+    context.add_ground(page, verdict.kernel, verdict.evidence)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from kwhy.report import words
+from kwhy.report import context, words
 from kwhy.report.page import Page
 from kwhy.verdict.spin import Branch, Loop, Operand, SourceLines, Spin
 
@@ -178,15 +178,7 @@ def _sure(page: Page, answer: Spin) -> None:
     page.write((f"seen: {'; '.join(seen)}", ""), indent=2, hang=4)
     if thread.chosen:
         page.write((f"thread {thread.tid} is {thread.chosen}", ""), indent=2, hang=4)
-    kernel = answer.kernel
-    page.write(
-        (f"kernel: {kernel.release} {kernel.arch}", ""),
-        (f", build-id {kernel.build_id[:12]}" if kernel.build_id else "", "dim"),
-        indent=2,
-        hang=4,
-    )
-    for note in answer.evidence.notes:
-        page.write((f"note: {note}", ""), indent=2, hang=4)
+    context.add_ground(page, answer.kernel, answer.evidence)
 
 
 def _meaning(answer: Spin) -> str:

@@ -33,21 +33,6 @@ _HEAD: Final = "bold"
 _PLACE: Final = "cyan"
 
 
-def show(
-    verdict: Verdict,
-    file: TextIO | None = None,
-    *,
-    color: Color = "auto",
-    width: int | None = None,
-) -> None:
-    """Print the report of ``verdict`` to ``file`` (standard output).
-
-    ``color`` "auto" means: on a terminal, unless NO_COLOR is set. ``width`` in columns; None means
-    the terminal's, 80 in a pipe.
-    """
-    display(lambda columns: render(verdict, columns), file, color=color, width=width)
-
-
 def display(
     draw: Callable[[int], Page],
     file: TextIO | None = None,
@@ -55,7 +40,11 @@ def display(
     color: Color = "auto",
     width: int | None = None,
 ) -> None:
-    """Print the page that ``draw`` makes for a number of columns; the rest as for :func:`show`."""
+    """Print the page that ``draw`` makes for a number of columns to ``file`` (standard output).
+
+    ``color`` "auto" means: on a terminal, unless NO_COLOR is set. ``width`` in columns; None means
+    the terminal's, 80 in a pipe.
+    """
     out = file or sys.stdout
     tty = out.isatty()
     wanted = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
