@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ SERIES = os.environ.get("KWHY_SERIES", "6.12 5.10 6.1 7").split()
 
 Guests = Callable[[str], lab.Guest]
 Links = Callable[[str], Link]
+Dumps = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,23 @@ def guests() -> Iterator[Guests]:
             return running[series]
 
         yield guest
+
+
+@pytest.fixture(scope="session")
+def dumps(guests: Guests, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dumps]:
+    """``dumps("6.12")``: the memory of the session's guest, as it was when first asked for."""
+    made: dict[str, Path] = {}
+
+    def dump(series: str) -> Path:
+        if series not in made:
+            path = tmp_path_factory.mktemp("dump") / f"{series}.core"
+            guests(series).dump(path)
+            made[series] = path
+        return made[series]
+
+    yield dump
+    for path in made.values():
+        path.unlink()
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ many must be there is checked.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.lab.conftest import SERIES, Guests
+from tests.lab.conftest import SERIES, Dumps
 
 from kwhy.case.vmcore import VmcoreEvidence
 from kwhy.emulate.call import Caller
@@ -164,13 +163,9 @@ FUNCTIONS: dict[str, Known] = {
 
 @pytest.fixture(params=[pytest.param(s, marks=() if s == "6.12" else pytest.mark.slow)
                         for s in SERIES])  # fmt: skip
-def caller(request: pytest.FixtureRequest, guests: Guests, tmp_path: Path) -> Iterator[Caller]:
+def caller(request: pytest.FixtureRequest, dumps: Dumps) -> Caller:
     """A caller over a dump of each series' guest."""
-    series = str(request.param)
-    path = tmp_path / "guest.core"
-    guests(series).dump(path)
-    yield Caller(open_kernel(VmcoreEvidence(path)))
-    path.unlink()
+    return Caller(open_kernel(VmcoreEvidence(dumps(str(request.param)))))
 
 
 def test_pure_functions_agree(caller: Caller) -> None:

@@ -39,14 +39,17 @@ class Question:
 
 
 def explain(
-    kernel: Kernel, question: Question, again: Callable[[], Evidence | None]
+    kernel: Kernel,
+    question: Question,
+    again: Callable[[], Evidence | None],
+    given: Callable[[Any, str], Any] = lambda _program, _name: None,
 ) -> CallVerdict:
     """Run the call and tell what came of it.
 
-    ``again`` reads a live target once more (None: it stands still). Raises UsageError for a call
-    that cannot be made.
+    ``again`` reads a live target once more (None: it stands still), ``given`` is Caller's. Raises
+    UsageError for a call that cannot be made.
     """
-    caller = Caller(kernel, question.cpu, question.task)
+    caller = Caller(kernel, question.cpu, question.task, given)
     outcome = _run(caller, question)
     verdict = _verdict(caller, question, outcome)
     fresh = again()

@@ -7,7 +7,7 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,13 +82,24 @@ class Outcome:
 
 
 class Caller:
-    """Calls functions of one kernel on one CPU, as one task (a process number) or the CPU's own."""
+    """Calls functions of one kernel on one CPU, as one task (a process number) or the CPU's own.
 
-    def __init__(self, kernel: Kernel, cpu: int = 0, task: int | None = None) -> None:
+    ``given`` knows variables that expressions may use beside the kernel's, as drgn objects of the
+    program that it is called with; None for a name that it does not know.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        cpu: int = 0,
+        task: int | None = None,
+        given: Callable[[Any, str], Any] = lambda _program, _name: None,
+    ) -> None:
         self.kernel = kernel
         self.arch = architectures.of(kernel.arch)
         self.ground = Ground(kernel)
         self.cpu = cpu
+        self.given = given
         self.program = open_program(kernel)
         self.task = None if task is None else self.find_task(task)
         self._check()
@@ -188,6 +199,7 @@ class Caller:
             percpu_base=lambda cpu: scene.percpu_base(cpu),
             is_percpu=self._is_percpu,
             cpu=self.cpu,
+            given=lambda name: self.given(self.program, name),
         )
 
     def _task_or_lookup(self, number: int) -> int:

@@ -102,6 +102,8 @@ class Names:
     cpu: int
     constants: dict[str, int] = field(default_factory=dict)
     """Names that only an interface knows, such as O_RDONLY."""
+    given: Callable[[str], Any] = lambda _name: None
+    """The caller's own variables as drgn objects, before the kernel's; None for others."""
 
 
 def parse_call(text: str, names: Names) -> Call:
@@ -299,6 +301,8 @@ class _Parser:
             return self._task(self.names.current)
         if name in self.names.constants:
             return drgn.Object(program, program.type("int"), self.names.constants[name])
+        if (own := self._do(start, lambda: self.names.given(name))) is not None:
+            return own
         try:
             return program[name]
         except (KeyError, LookupError):
@@ -324,6 +328,8 @@ class _Parser:
         return drgn.Object(program, program.type("void *"), address)
 
     def _typed(self, name: str) -> bool:
+        if self.names.given(name) is not None:
+            return True
         try:
             self.names.program[name]
         except (KeyError, LookupError):

@@ -169,13 +169,18 @@ def _stacks(page: Page, verdict: Verdict, tasks: dict[int, Task]) -> None:
     chosen = [tasks[tid] for tid in dict.fromkeys(order) if tid in tasks and tasks[tid].stack]
     for task in chosen[:_STACKS]:
         page.heading(f"{task.tid} {task.comm}", f" ({task.state}{_since(task)})")
-        if task.syscall:
-            page.write((f"in {_call(task)}", ""), indent=2, hang=4)
-        for frame in task.stack:
-            _frame(page, frame)
+        stack(page, task)
     if len(chosen) > _STACKS:
         left = words.count(len(chosen) - _STACKS, "more stack")
         page.heading(f"and {left}", "; --json has them all")
+
+
+def stack(page: Page, task: Task) -> None:
+    """The system call that a task is in, and its frames with what each was called with."""
+    if task.syscall:
+        page.write((f"in {_call(task)}", ""), indent=2, hang=4)
+    for frame in task.stack:
+        _frame(page, frame)
 
 
 def _frame(page: Page, frame: Frame) -> None:

@@ -4,17 +4,34 @@ from dataclasses import replace
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.arguments import Arguments
+from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.objects import Objects
 from kwhy.diagnose.hang.stacks import Frame as Call
-from kwhy.diagnose.hang.stacks import Stack
-from kwhy.diagnose.hang.survey import Survey
+from kwhy.diagnose.hang.stacks import Stack, Unwinder
+from kwhy.diagnose.hang.survey import Survey, survey
 from kwhy.diagnose.hang.tasks import Task as Seen
 from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS
+from kwhy.errors import FeatureError, UsageError
 from kwhy.kernel.model import Kernel
 from kwhy.verdict.hang import Frame, Taken, Task
 
 MAX_ARGUMENTS = 500
 """Tasks whose frames' arguments are recovered; beyond, frames alone must do."""
+
+
+def told(kernel: Kernel, pid: int) -> Task:
+    """One process or thread, whatever it waits for. Raises UsageError when there is none."""
+    memory = Memory(kernel)
+    try:
+        seen = survey(memory)
+    except (MissingMemory, LookupError) as error:
+        raise FeatureError(f"the tasks cannot be listed: {error}", "kernel memory") from error
+    task = seen.tasks.by_tid.get(pid)
+    if task is None:
+        raise UsageError(f"no process or thread has the number {pid}")
+    if task.address not in seen.stacks:  # an idle kernel thread: nobody waits for it
+        seen.stacks[task.address] = Unwinder(memory).stack(task)
+    return Detail(kernel, seen).task(task, None)
 
 
 class Detail:
