@@ -74,19 +74,19 @@ def spin(guest: lab.Guest, tid: int, *options: str) -> Outcome:
 def judge(way: Way, verdict: dict[str, Any]) -> None:
     """Whether an answer is the truth."""
     validate(verdict)
-    uncounted = any("RCU grace period" in note for note in verdict["evidence"]["notes"])
-    if uncounted and way.state != "lock":
-        assert ("looping", "unknown") == (verdict["state"], verdict["confidence"])
-        return
     assert way.state == verdict["state"], verdict["summary"]
     if way.state == "lock":
         assert way.function == verdict["lock"]["wanted_by"]
         assert verdict["lock"]["name"].startswith("spin_state")
         return
     assert way.function == verdict["loop"]["function"]
-    assert "observed" == verdict["confidence"]
-    assert verdict["loop"]["head_hits"] > 0
-    assert (0, 0) == (verdict["loop"]["entry_hits"], verdict["loop"]["exit_hits"])
+    if any("RCU grace period" in note for note in verdict["evidence"]["notes"]):
+        assert "deduced" == verdict["confidence"]
+        assert (None, None) == (verdict["loop"]["entry_hits"], verdict["loop"]["exit_hits"])
+    else:
+        assert "observed" == verdict["confidence"]
+        assert verdict["loop"]["head_hits"] > 0
+        assert (0, 0) == (verdict["loop"]["entry_hits"], verdict["loop"]["exit_hits"])
     ways = {branch["expr"]: branch["always"] for branch in verdict["branches"]}
     assert way.always == ways.get(str(way.condition)), ways
     assert way.decides in (None, *(c["function"] for c in verdict["calls"] if c["decides"]))

@@ -2,7 +2,7 @@
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kwhy.cli import answer as ending
@@ -11,9 +11,12 @@ from kwhy.cli.target import add_target_arguments, places, positive_seconds, tell
 from kwhy.errors import FeatureError, NothingToExplain, UsageError
 
 if TYPE_CHECKING:
+    from kwhy.case.evidence import JSON
     from kwhy.case.live import LiveEvidence
-    from kwhy.diagnose.spin_watch import Run, Take
+    from kwhy.diagnose.spin_watch import Resume, Run, Take
+    from kwhy.kernel.model import Kernel
     from kwhy.link import Link
+    from kwhy.record.samples import Sample
     from kwhy.verdict.call import CallVerdict
     from kwhy.verdict.spin import Spin
 
@@ -74,7 +77,8 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
         return link.read_memory([(address, size)])[0]
 
     run = _runner(evidence, args, tid) if args.deep else None
-    return spin.explain(evidence, kernel, _taker(link, tid, say), peek, run), evidence
+    take, resume = _taker(link, tid, say), _resumer(evidence, kernel, tid)
+    return spin.explain(evidence, kernel, take, peek, run, resume), evidence
 
 
 def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Run":
@@ -91,6 +95,26 @@ def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Ru
         return verdict, Caller(kernel, task=tid).entered(text)
 
     return run
+
+
+def _resumer(evidence: "LiveEvidence", kernel: "Kernel", tid: int) -> "Resume":
+    """Goes on with that thread offline, each time on a fresh reading of the memory."""
+
+    def resume(start: "Sample", addresses: Sequence[int]) -> "JSON":
+        from kwhy.cli.connect import read_again
+        from kwhy.emulate.call import Caller
+        from kwhy.emulate.resume import resume
+
+        caller = Caller(kernel, start.cpu, tid).on(read_again(evidence))
+        found = resume(caller, start.registers, addresses)
+        return {
+            "end": found.end.kind,
+            "why": found.end.reason,
+            "counts": {str(address): count for address, count in found.counts.items()},
+            "passed": {str(at): [{**each} for each in some] for at, some in found.passed.items()},
+        }
+
+    return resume
 
 
 def _choose(link: "Link", number: int) -> tuple[int, str | None]:

@@ -12,7 +12,17 @@ from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
 from kwhy.diagnose.spin_safe import forbidden
-from kwhy.diagnose.spin_watch import Keeper, Look, Peek, Run, Seen, Take, Watcher
+from kwhy.diagnose.spin_watch import (
+    STARTS,
+    Keeper,
+    Look,
+    Peek,
+    Resume,
+    Run,
+    Seen,
+    Take,
+    Watcher,
+)
 from kwhy.errors import FeatureError, NothingToExplain
 from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel
@@ -50,8 +60,9 @@ def explain(
     take: Take | None = None,
     peek: Peek | None = None,
     run: Run | None = None,
+    resume: Resume | None = None,
 ) -> Spin:
-    """The answer about the thread that the question names; ``take``, ``peek`` and ``run`` when it
+    """The answer about the thread that the question names; ``take`` and those after it when it
     lives.
 
     Raises FeatureError where sampling is forbidden, NothingToExplain when there is nobody to watch.
@@ -59,7 +70,7 @@ def explain(
     arch = architectures.of(kernel.arch)
     question = evidence.facts.question
     seconds = float(str(question.get("seconds") or 3.0))
-    watcher = Watcher(evidence, arch.sample_registers, take, peek, run)
+    watcher = Watcher(evidence, arch.sample_registers, take, peek, run, resume)
     look = watcher.clock(PERIOD, seconds / 2)
     seen = look.seen[0]
     if seen.error is not None:
@@ -77,7 +88,8 @@ def explain(
     own = [s for s in inside if s not in on_top]
     if len(own) < (1 - MOST) * len(inside):
         return _interrupts(case, on_top)
-    watcher.forbidden = forbidden(kernel, watcher)
+    watcher.forbidden = forbidden(kernel, case.code, watcher, look)
+    watcher.starts = own[:: -(-len(own) // STARTS)]
     return _in_kernel(case, look, own)
 
 
@@ -177,10 +189,13 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     place = found[index]
     stack = _stack(case.kernel, place)
     entry = entries.get(place.entry)
-    unproven = entry is None or entry.error is not None
+    unproven = entry is None or entry.error is not None or entry.offline
     if unproven and entry is not None:
         refused = case.watcher.forbidden or f"no breakpoint can be set: {entry.error}"
-        case.notes.append(f"{refused}; samples alone tell")
+        instead = "its code, gone on with offline from samples, tells" if entry.offline else (
+            "samples alone tell"
+        )
+        case.notes.append(f"{refused}; {instead}")
     others = [f"{each['comm']} ({each['tid']})" for each in look.running]
     lock = spun_lock(case.kernel, case.code, case.watcher, place, samples, others)
     watched = watch(case.code, case.watcher, place, window)
@@ -249,7 +264,7 @@ def _loop(case: Case, watched: Watched, entry: Seen | None) -> Loop:
         lines=lines,
         samples_inside=watched.inside,
         samples_outside=len(place.at) - watched.inside,
-        entry_hits=None if entry is None or entry.error is not None else entry.count,
+        entry_hits=None if entry is None or entry.error or entry.offline else entry.count,
         head_hits=watched.count(watched.loop.head),
         exit_hits=watched.exit_hits(),
     )
@@ -261,7 +276,7 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
     end = ending(kernel, case.code, case.watcher, watched, known)
     loop = _loop(case, watched, entry)
     branches = spin_words.branches(kernel, watched)
-    state, confidence = _judge(loop, end)
+    state, confidence = _judge(watched, loop, end)
     summary, when = _sentence(case, loop, end, state, branches)
     calls = spin_words.calls(kernel, case.code, arch, watched, end.calls)
     yields = [call.function for call in calls if "cond_resched" in call.function]
@@ -293,14 +308,14 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
     )
 
 
-def _judge(loop: Loop, end: Ending) -> tuple[State, Any]:
+def _judge(watched: Watched, loop: Loop, end: Ending) -> tuple[State, Any]:
     """The state, and how sure it is. Endless only if the loop was seen to stay and cannot end."""
     proven = loop.head_hits and loop.entry_hits == 0 and loop.exit_hits in (0, None)
     if end.left_in is not None:
         return "slow", "observed" if proven else "deduced"
-    if loop.exit_hits:
+    if watched.left():
         return "looping", "unknown"
-    if end.constant:
+    if end.constant and watched.stayed():
         return "endless", "observed" if proven and loop.exit_hits == 0 else "deduced"
     return "looping", "unknown"
 

@@ -57,7 +57,7 @@ def ending(
         if found is None:
             sure = False
             continue
-        out.operands.append(_register(name, found))
+        out.operands.append(_register(name, found, watched.source(watched.loop.head)))
         moves = moves or found.how in ("counter", "varying")
     loads = sorted({each for _, s in turns for each in s.loads}, key=lambda each: each.at)
     sure = _memory(kernel, watcher, loads, out) and sure
@@ -74,7 +74,7 @@ def ending(
     return out
 
 
-def _register(name: str, found: Values) -> Operand:
+def _register(name: str, found: Values, source: str) -> Operand:
     texts = {
         "constant": f"{found.first:#x}",
         "cycle": " → ".join(f"{value:#x}" for value in found.distinct[:4]) + " → …",
@@ -83,7 +83,7 @@ def _register(name: str, found: Values) -> Operand:
     }
     if found.how == "cycle":
         texts["cycle"] += f" ({len(found.distinct)} values, again and again)"
-    return Operand(expr=name, value=texts[found.how], how=found.how, source="breakpoint")
+    return Operand(expr=name, value=texts[found.how], how=found.how, source=source)
 
 
 def _memory(kernel: Kernel, watcher: Watcher, loads: Sequence[Load], out: Ending) -> bool:
@@ -105,9 +105,13 @@ def _memory(kernel: Kernel, watcher: Watcher, loads: Sequence[Load], out: Ending
             places.update(((address, load.size), None) for address in found.distinct)
         else:
             out.operands.append(
-                Operand(expr=f"the place that {spin_words.offset(kernel, load.at)} reads",
-                        value="moves", how="varying", source="breakpoint")
-            )  # fmt: skip
+                Operand(
+                    expr=f"the place that {spin_words.offset(kernel, load.at)} reads",
+                    value="moves",
+                    how="varying",
+                    source=seen.source,
+                )
+            )
     for _ in range(PEEKS):
         for address, size in places:
             watcher.memory(address, size)
@@ -164,7 +168,8 @@ def _result(kernel: Kernel, code: Code, watched: Watched, site: int, out: Ending
     text = spin_words.number(found.first) if found.how == "constant" else found.how
     if found.how == "cycle":
         text = ", ".join(spin_words.number(value) for value in found.distinct[:4])
-    out.operands.append(Operand(expr=f"{name}()", value=text, how=found.how, source="breakpoint"))
+    source = watched.source(site)
+    out.operands.append(Operand(expr=f"{name}()", value=text, how=found.how, source=source))
     return True
 
 

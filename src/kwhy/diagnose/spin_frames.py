@@ -95,6 +95,8 @@ def stays(
     when all that it called was entered again, so was it. The second are the counts of entries.
     """
     counts: dict[int, Seen] = {}
+    if watcher.forbidden is not None:
+        return _offline(watcher, found)
     for start in range(0, len(found), OUTWARD):
         some = found[start : start + OUTWARD]
         addresses = list(dict.fromkeys(place.entry for place in some))
@@ -105,6 +107,21 @@ def stays(
                 return index, counts
         if start == 0 and all(counts[place.entry].error is not None for place in some):
             return 0, counts
+    return None, counts
+
+
+def _offline(watcher: Watcher, found: Sequence[Place]) -> tuple[int | None, dict[int, Seen]]:
+    """The same of the samples gone on from: what is left there (a call that is not executed there
+    is not entered again) does not stay."""
+    backs = [place.back for place in found if place.back is not None]
+    addresses = list(dict.fromkeys([*(place.entry for place in found), *backs]))
+    counts = watcher.breakpoints(addresses, 0.0)
+    for index, place in enumerate(found):
+        seen = [counts[each] for each in (place.entry, place.back) if each is not None]
+        if any(each.error is not None for each in seen):
+            return 0, counts
+        if not any(each.count for each in seen):
+            return index, counts
     return None, counts
 
 

@@ -41,9 +41,18 @@ class Watched:
     hits: dict[int, Seen] = field(default_factory=dict)
 
     def count(self, address: int) -> int | None:
-        """Hits at an address, None when it was not (or could not be) watched."""
+        """Hits of a breakpoint at an address, None where there was none."""
         seen = self.hits.get(address)
-        return None if seen is None or seen.error is not None else seen.count
+        return None if seen is None or seen.error is not None or seen.offline else seen.count
+
+    def passed(self, address: int) -> bool:
+        """Whether an address was passed, on the target or offline."""
+        seen = self.hits.get(address)
+        return seen is not None and seen.count > 0
+
+    def source(self, address: int) -> str:
+        """What told of the passes of an address."""
+        return self.hits[address].source
 
     def never(self, address: int) -> bool:
         """Whether an address was watched and not passed."""
@@ -67,6 +76,15 @@ class Watched:
         """The registers at the loop's head, round by round as far as they were recorded."""
         seen = self.hits.get(self.loop.head)
         return seen.samples if seen is not None else []
+
+    def left(self) -> bool:
+        """Whether the loop was left, on the target or offline."""
+        back = [] if self.place.back is None else [self.place.back]
+        return any(self.passed(to) for to in [*(to for _, to in self.loop.exits), *back])
+
+    def stayed(self) -> bool:
+        """Whether all its ways out were watched and none was taken, on the target or offline."""
+        return bool(self.rounds) and all(self.never(to) for _, to in self.loop.exits)
 
     def exit_hits(self) -> int | None:
         """How often the loop was left; None when that could not be watched."""
@@ -102,7 +120,7 @@ def watch(
         first = [loop.head, *([place.back] if place.back is not None else []), *ways]
         watched.hits = watcher.breakpoints(list(dict.fromkeys(first))[:MAX_WATCHED], seconds)
         best = watched
-        if not any(watched.count(to) for to in ways):
+        if not any(watched.passed(to) for to in ways):
             break
     if best is not None:
         more = [address for address in _turns(best) if address not in best.hits]

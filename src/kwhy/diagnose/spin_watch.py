@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kwhy.case.evidence import JSON, Facts
@@ -18,12 +18,19 @@ Peek = Callable[[int, int], bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one event gave. ``error``: why the kernel refused it."""
+    """What one event gave. ``error``: why the kernel refused it; ``offline``: what passed was not
+    seen on the target, but where its code was gone on with offline."""
 
     samples: list[Sample]
     count: int
     lost: int
     error: str | None
+    offline: bool = False
+
+    @property
+    def source(self) -> str:
+        """What told."""
+        return "offline" if self.offline else "breakpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,14 @@ class Look:
 
 Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
 """Runs a call offline, on memory as it is now; with the argument registers of what it called."""
+Resume = Callable[[Sample, Sequence[int]], JSON]
+"""Goes on from a sample offline: ``end``; ``counts`` and ``passed`` (registers) by address; ``why``
+it ended."""
+
+STARTS = 12  # samples that may be gone on from
+ENOUGH, AT_LEAST = 3, 2  # of them, that could have gone on further
+TORN = frozenset({"fault", "exception", "unsupported"})
+"""Ends of a run whose registers and stack are not of the same moment."""
 
 
 class Keeper(Protocol):
@@ -72,6 +87,7 @@ class Watcher:
         take: Take | None = None,
         peek: Peek | None = None,
         run: Run | None = None,
+        resume: Resume | None = None,
     ) -> None:
         self.evidence = evidence
         self.names = sorted(registers, key=lambda name: registers[name])
@@ -79,8 +95,11 @@ class Watcher:
         self.take = take
         self.peek = peek
         self.run = run
+        self.resume = resume
         self.number = 0
         self.forbidden: str | None = None
+        self.starts: list[Sample] = []
+        """Samples that can be gone on from offline, where no breakpoint can be set."""
 
     def clock(self, period: int, seconds: float) -> Look:
         """Samples every ``period`` ns of running, with call chains."""
@@ -92,10 +111,17 @@ class Watcher:
     def breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
         """What passed at each address, at most four at a time (the processor has no more).
 
-        None is set while ``forbidden`` says why not.
+        None is set while ``forbidden`` says why not. What cannot be watched on the target is
+        watched where its code is gone on with offline, if that can be.
         """
-        if self.forbidden is not None:
-            return {address: Seen([], 0, 0, self.forbidden) for address in addresses}
+        out = {address: Seen([], 0, 0, self.forbidden) for address in addresses}
+        if self.forbidden is None:
+            out = self._breakpoints(addresses, seconds)
+        missing = [address for address in addresses if out[address].error is not None]
+        out.update(self._offline(missing) if missing else {})
+        return out
+
+    def _breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
         out: dict[int, Seen] = {}
         for start in range(0, len(addresses), 4):
             batch = list(addresses[start : start + 4])
@@ -104,6 +130,37 @@ class Watcher:
                 for address in batch
             ]
             out.update(zip(batch, self._look(events, seconds).seen, strict=True))
+        return out
+
+    def _offline(self, addresses: Sequence[int]) -> dict[int, Seen]:
+        """What passes at each address when the thread is gone on with from its samples.
+
+        Nothing if it would sleep there, or if hardly one of the samples fits the memory.
+        """
+        runs: list[tuple[Sample, Any]] = []
+        for start in self.starts:
+            if len(runs) == ENOUGH:
+                break
+            key = f"resume/{self.number}"
+            self.number += 1
+            if self.resume is not None:
+                self.evidence.facts.extra[key] = self.resume(start, addresses)
+            kept: Any = self.evidence.facts.extra.get(key)
+            if not isinstance(kept, dict) or kept["end"] not in (*TORN, "bound"):
+                return {}
+            if kept["end"] == "bound":
+                runs.append((start, kept))
+        if len(runs) < AT_LEAST:
+            return {}
+        out = {}
+        for address in addresses:
+            samples = [
+                replace(start, address=address, chain=(), registers=registers)
+                for start, kept in runs
+                for registers in kept["passed"][str(address)]
+            ]
+            count = sum(kept["counts"][str(address)] for _, kept in runs)
+            out[address] = Seen(samples, count, 0, None, offline=True)
         return out
 
     def memory(self, address: int, size: int) -> list[int]:

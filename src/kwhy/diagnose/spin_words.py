@@ -75,7 +75,7 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             always = truth(kernel, watched.function, segment, not never, site)
         if out_of is not None:
             wanted = truth(kernel, watched.function, segment, out_of == segment.target, site)
-            if never is None and watched.exit_hits() == 0:
+            if never is None and watched.stayed():
                 always = not wanted  # neither way was counted by itself, but the loop was not left
         text = site.condition.text if site.condition else segment.last.text
         key = (site.identity, always)

@@ -4,6 +4,7 @@ What a machine cannot decide by itself it asks its :class:`Scene`: a page that i
 planted trap, an undefined instruction.  Nothing here knows of kernels.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -90,6 +91,17 @@ class Machine:
         self._uc.reg_write(arch.REGISTERS[register], value & ((1 << 64) - 1))
 
     # -- running -----------------------------------------------------------------------------------
+
+    def watch(self, addresses: Iterable[int], tell: Callable[[int], None]) -> None:
+        """Call ``tell`` with the address before each execution of one of these instructions.
+
+        For code that has not run yet.
+        """
+        for address in addresses:
+            self._uc.hook_add(
+                unicorn.UC_HOOK_CODE, lambda _uc, at, _size, _data: tell(at),
+                begin=address, end=address,
+            )  # fmt: skip
 
     def run(self, start: int, until: int, limit: int = MAX_BLOCKS) -> End:
         """Run from ``start`` until control reaches ``until``, at most ``limit`` basic blocks.

@@ -60,7 +60,8 @@ class KernelScene:
         for page in range(STACK, top, PAGE):
             memory.add(page, b"")
         own = self._task_field("stack")
-        old_top = self.word(own) + arch.STACK_SIZE
+        self._kernel_stack = self.word(own)
+        old_top = self._kernel_stack + arch.STACK_SIZE
         try:
             memory.poke(top - _TOP_COPY, self.ground.memory.read(old_top - _TOP_COPY, _TOP_COPY))
         except MissingMemory:
@@ -79,6 +80,10 @@ class KernelScene:
             if place is not None:
                 memory.poke(place, value.to_bytes(size, "little"))
         self.machine.set(arch.CPU_BASE, self.percpu)
+
+    def keep_stack(self) -> None:
+        """Let the task have its kernel stack: for a thread that is gone on with as it runs."""
+        self.memory.poke(self._task_field("stack"), self._kernel_stack.to_bytes(8, "little"))
 
     @cached_property
     def stack_top(self) -> int:
