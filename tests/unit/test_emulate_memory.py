@@ -1,10 +1,17 @@
 """The emulated memory: loaded once, copied before the first write, put back at no great cost."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+import unicorn
+
+from kwhy.arch.x86_64 import ARCH
 from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.emulate import hooks
 from kwhy.emulate.machine import End, Machine
 from kwhy.emulate.memory import Change, Memory, Page
+from kwhy.emulate.steps import Access, Steps
 
 DATA = 0xFFFF888000001000
 CODE = 0xFFFFFFFF81000000
@@ -26,14 +33,18 @@ class NoScene:
         """ud2."""
         return End("stopped", address, "undefined")
 
+    def counter(self) -> int:
+        """The time-stamp counter."""
+        return 0x1_0000_0002
+
 
 def memory(code: bytes) -> Memory:
-    """A page of code and a page of data, eight bytes of 0x11 at its start."""
+    """A page of code and two of data, eight bytes of 0x11 at the start of each."""
 
     def source(page: int) -> Page:
         if page == CODE:
             return Page(code.ljust(PAGE, b"\xf4"), False)
-        if page == DATA:
+        if DATA <= page <= DATA + PAGE:
             return Page(b"\x11" * 8 + bytes(PAGE - 8))
         raise MissingMemory(page, "nothing is there")
 
@@ -86,24 +97,115 @@ def test_what_cannot_go_on_ends_the_run(code: str, kind: str) -> None:
     assert kind == run(code)[0].kind
 
 
-def test_compiled_and_python_hooks_write_down_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that reads and writes: blocks, steps, accesses and registers are equal."""
-    tracks = []
-    loop = "b903000000 488b18 48895808 480fc8 480fc8 ffc9 75f0"
-    for hooks in ("", "python"):
-        monkeypatch.setenv("KWHY_HOOKS", hooks)
-        _end, machine, _space = run(loop, detail=True)
-        tracks.append(machine.track)
-    assert 1 + 3 * 6 == len(tracks[0].steps)
-    assert tracks[1] == tracks[0]
+LOOP = "b903000000 488b18 48895808 480fc8 480fc8 ffc9 75ef"
+"""mov ecx, 3; then three times: mov rbx, [rax]; mov [rax+8], rbx; bswap rax, twice; dec, jne."""
 
 
-def test_detail_tracks_each_instruction_and_access() -> None:
-    """mov rbx, [rax]; mov [rax+8], rbx: two steps, a read and a write with their values."""
-    _end, machine, _space = run("488b18 48895808", detail=True)
+def told(machine: Machine) -> tuple[Any, ...]:
+    """All facts of a run, comparable."""
     track = machine.track
-    assert [CODE, CODE + 3] == track.steps
+    return track.blocks, track.registers.tolist(), track.accesses.tolist(), track.cuts
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        LOOP,
+        "488d7810 4889c6 b903000000 f348a5 90",  # rep movsq
+        "4805fb0f0000 488918 488b18",  # a write and a read over the end of a page
+        "f0480fb108 480fc108",  # lock cmpxchg, xadd
+        "0f1000 0f114010 90 cc",  # movups, and a trap
+        "90 0f0b",  # ud2
+        "488b18 488b1c2500100000",  # a read where there is no page
+    ],
+)
+def test_compiled_and_python_hooks_write_down_the_same(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Blocks, accesses, registers, and where a run was left are equal."""
+    facts = []
+    for way in ("", "python"):
+        monkeypatch.setenv("KWHY_HOOKS", way)
+        _end, machine, space = run(code, detail=True)
+        facts.append((told(machine), space.state()))
+    assert facts[1] == facts[0]
+
+
+def test_instructions_and_their_accesses_are_those_of_the_emulator() -> None:
+    """What is derived from blocks agrees with the emulator's own hook of each instruction."""
+    _end, machine, space = run(LOOP, detail=True)
+    seen: list[int] = []
+    jump = bytes.fromhex(LOOP)
+    again = Machine(memory(jump), NoScene(), detail=True)
+    again.set("rax", DATA)
+    again._uc.hook_add(unicorn.UC_HOOK_CODE, lambda _uc, at, _size, _data: seen.append(at))
+    again.run(CODE, CODE + len(jump))
+    steps = Steps(machine.track, ARCH, space.read)
+    assert seen == steps.addresses
+    texts = [steps.insn(steps.access_step(number)).text for number in range(6)]
+    assert ["mov rbx, qword ptr [rax]", "mov qword ptr [rax + 8], rbx"] * 3 == texts
+
+
+def test_each_instruction_and_access_is_tracked() -> None:
+    """mov rbx, [rax]; mov [rax+8], rbx: two steps, a read and a write with their values."""
+    _end, machine, space = run("488b18 48895808", detail=True)
+    steps = Steps(machine.track, ARCH, space.read)
+    assert [CODE, CODE + 3] == steps.addresses
     value = 0x1111111111111111
-    assert [(0, False, DATA, 8, value), (1, True, DATA + 8, 8, value)] == [
-        (a.step, a.write, a.address, a.size, a.value) for a in track.accesses
-    ]
+    assert [Access(0, False, DATA, 8, value)] == steps.accesses(0)
+    assert [Access(1, True, DATA + 8, 8, value)] == steps.accesses(1)
+
+
+def test_an_instruction_that_is_begun_anew_counts_once() -> None:
+    """movsq reads, then its write finds no page; made writable, it runs again as one step."""
+
+    class Allows(NoScene):
+        def fault(self, machine: Machine, address: int, write: bool, why: str) -> End | None:
+            machine.memory.allow_writing(address)
+            return None
+
+    jump = bytes.fromhex("4889c6 48bf0020000080888fff 48a5 90")
+    pages = {CODE: Page(jump.ljust(PAGE, b"\xf4"), False), DATA: Page(b"\x11" * PAGE)}
+
+    def source(page: int) -> Page:
+        return pages.get(page, Page(bytes(PAGE), False))
+
+    space = Memory(source)
+    machine = Machine(space, Allows(), detail=True)
+    machine.set("rax", DATA)
+    assert "returned" == machine.run(CODE, CODE + len(jump)).kind
+    steps = Steps(machine.track, ARCH, space.read)
+    assert 4 == steps.count
+    assert [False, True] == [access.write for access in steps.accesses(2)]
+    assert [steps.accesses(2)[1]] == steps.writers(0xFF8F888000002000, 8, 99)
+
+
+def test_time_does_not_pass() -> None:
+    """The time-stamp counter is the scene's, whatever the host's shows."""
+    _end, machine, _space = run("0f31 48c1e220 4809d0")
+    assert NoScene().counter() == machine.get("rax")
+
+
+def test_what_a_run_wrote_can_go_to_a_copy_of_the_memory() -> None:
+    """A state is told by addresses, not by where pages happen to lie."""
+    _end, _machine, space = run("488918")
+    other = memory(b"")
+    other.place(CODE)
+    other.restore(space.state())
+    assert space.changes() == other.changes()
+    assert space.state() == other.state()
+
+
+def test_library_made_from_other_source_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that an older version left beside the module would write another layout."""
+    if hooks._library() is None:
+        pytest.skip("no compiler")
+    old = tmp_path / "hooks.c"
+    old.write_bytes(hooks._SOURCE.read_bytes() + b"/* older */")
+    made = tmp_path / "old.so"
+    monkeypatch.setattr(hooks, "_SOURCE", old)
+    assert hooks._compile(made)
+    assert hooks._loaded(made, old.read_bytes()) is not None
+    assert hooks._loaded(made, b"another") is None

@@ -42,11 +42,11 @@ class Toy:
     def __init__(self) -> None:
         self.value = 1
 
-    def save(self) -> dict[int, bytes]:
-        return {0: bytes([self.value & 0xFF])}
+    def save(self) -> bytes:
+        return bytes([self.value & 0xFF])
 
-    def load(self, state: dict[int, bytes]) -> None:
-        self.value = state[0][0] if state else 1
+    def load(self, state: bytes) -> None:
+        self.value = state[0] if state else 1
 
     def stop(self, why: str) -> None:
         raise Stopped(why)

@@ -3,10 +3,12 @@
 Sources: System V AMD64 ABI; Intel SDM volume 2; arch/x86/mm/extable.c for what a fixup does.
 """
 
+import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import capstone
-from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+from unicorn import UC_ARCH_X86, UC_ERR_OK, UC_HOOK_INSN, UC_MODE_64, Uc, UcError
 from unicorn import x86_const as x86
 
 REGISTERS: dict[str, int] = {
@@ -60,6 +62,32 @@ def engine() -> Uc:
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
     uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
     return uc
+
+
+_COUNTER_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def on_counter(uc: Uc, answer: Callable[[], None]) -> list[Any]:
+    """Have ``answer`` set the registers wherever the code reads the time-stamp counter.
+
+    The binding has no such hook. What is returned has to live as long as ``uc``.
+    """
+    from unicorn.unicorn_py3.unicorn import uclib
+
+    def read(_uc: Any, _data: Any) -> int:
+        answer()
+        return 1  # the emulator is not to do it itself
+
+    callback = _COUNTER_CALLBACK(read)
+    for instruction in (x86.UC_X86_INS_RDTSC, x86.UC_X86_INS_RDTSCP):
+        handle = ctypes.c_size_t()
+        status = uclib.uc_hook_add(
+            uc._uch, ctypes.byref(handle), UC_HOOK_INSN, ctypes.cast(callback, ctypes.c_void_p),
+            None, ctypes.c_uint64(1), ctypes.c_uint64(0), ctypes.c_int(instruction),
+        )  # fmt: skip
+        if status != UC_ERR_OK:
+            raise UcError(status)
+    return [callback]
 
 
 def tracer_call(code: bytes, address: int, name: Callable[[int], str | None]) -> bytes | None:

@@ -78,7 +78,7 @@ def _following(history: History, step: int, count: int = 4) -> list[int]:
     frame = history.frame_at[step]
     out = []
     for later in range(step + 1, min(step + 400, len(history.steps))):
-        if history.frame_at[later] == frame and later in history.track.registers:
+        if history.frame_at[later] == frame and history.steps_of.begins_block(later):
             out.append(history.steps[later])
             if len(out) == count:
                 break

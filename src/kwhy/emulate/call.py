@@ -364,8 +364,8 @@ class Caller:
             total += times * len(insns)
             if any(insn.text in machine_arch.COUNTER_READS for insn in insns):
                 scene.note(
-                    "the code read the processor's time-stamp counter: what it made of it is not "
-                    "the target's time"
+                    "the code read the processor's time-stamp counter, which was made to stand "
+                    "still where the clock read it last"
                 )
         return total
 

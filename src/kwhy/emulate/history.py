@@ -1,58 +1,33 @@
-"""An execution read again with terms beside its values: which call, which branch, which operands.
+"""An execution read again: which call, which branch, which operands.
 
-The machine tracked what ran; here each instruction's effects are applied to terms
-(:mod:`kwhy.flow.terms`), whose concrete values are known throughout: from registers at block
-starts, and from each memory access. So a branch can be told as ``head->read != commit->page`` with
-both values, and every value knows the step that made it.
+The machine tracked what ran; here its calls are told apart, and for any step in question the
+effects of the instructions behind it are worked out on terms (:mod:`kwhy.flow.terms`), whose
+concrete values are known throughout: from registers at block starts, and from each memory access.
+So a branch can be told as ``head->read != commit->page`` with both values, and every value knows
+the step that made it. Only what is asked for is worked out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from kwhy.arch import Arch
+from kwhy.emulate.effects import UNKNOWN_FLAGS, Effects, effects_of
+from kwhy.emulate.frames import Back, Called, Frame, Frames
 from kwhy.emulate.machine import GENERAL
-from kwhy.emulate.track import Access, Track
-from kwhy.flow.cfg import Code, annotate, base_name
-from kwhy.flow.ir import Effect, Expr, Insn
+from kwhy.emulate.steps import FLAGS, Steps
+from kwhy.emulate.track import Track
+from kwhy.flow.cfg import Code
+from kwhy.flow.ir import Expr, Insn
 from kwhy.flow.state import Condition, Flags, decide
-from kwhy.flow.terms import Term, add, binary, invert, low, mask, negate, sext, signed, sym
+from kwhy.flow.terms import Term, add, binary, mask, signed, sym
 
-UNKNOWN_FLAGS: Flags = ("unknown", 8, 0, 0)
 _MASK = (1 << 64) - 1
-
-
-@dataclass(slots=True)
-class Called:
-    """A call that a frame made: the callee's entry, its frame."""
-
-    function: int
-    frame: int
-
-
-@dataclass(slots=True)
-class Frame:
-    """One activation of a function. ``entry_stack`` points to its return address.
-
-    ``inputs`` and ``made_by`` are the registers at its entry and the steps that had made them.
-    ``by``: the step of the call (or jump, for a tail call) that began it; ``result`` is the
-    returned value once it came back, ``result_term`` and ``result_step`` how it was made.
-    """
-
-    number: int
-    entry: int
-    name: str
-    parent: int | None
-    by: int
-    entry_stack: int
-    tail: bool
-    inputs: dict[str, int]
-    made_by: dict[str, int]
-    registers: dict[str, Term] = field(default_factory=dict)
-    calls: list[Called] = field(default_factory=list)
-    result: int | None = None
-    result_term: Term | None = None
-    result_step: int | None = None
+_DEEP = 48
+"""Instructions behind one value that are followed; terms end before (flow.terms.MAX_DEPTH)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +52,36 @@ class _Words:
     segments: dict[int, Any] = field(default_factory=dict)
 
 
+class Branches(Mapping[int, Branch]):
+    """The branches of a history by step, each worked out when it is asked for."""
+
+    def __init__(self, history: "History") -> None:
+        self._history = history
+        self._known: dict[int, Branch] = {}
+        self._steps = history.steps_of.branches
+        self._all = frozenset(self._steps)
+
+    def __getitem__(self, step: int) -> Branch:
+        if step not in self._all:
+            raise KeyError(step)
+        if step not in self._known:
+            self._known[step] = self._history.branch(step)
+        return self._known[step]
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._all
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
 class History:
     """The frames and branches of one tracked run; for each step what its values depend on.
 
-    ``values`` maps a term to its concrete value. ``data[i]`` are the steps that made the values
-    which step ``i`` used, ``places[i]`` those that made its addresses, ``asked[i]`` the comparison
-    that a branch or conditional move asked.
+    ``values`` maps a term to its concrete value.
     """
 
     def __init__(
@@ -94,26 +93,50 @@ class History:
     ) -> None:
         """``read`` gives up to so many bytes of code; ``result`` is what the run returned."""
         self.code, self.arch, self.track = code, code.arch, track
-        self._read = read
-        self._insns: dict[int, Insn] = {}
-        self.steps = track.steps
-        self.all_frames: list[Frame] = []
-        self.frame_at: list[int] = []
-        self.branches: dict[int, Branch] = {}
-        self.data: list[tuple[int, ...]] = []
-        self.asked: list[tuple[int, ...]] = []
-        self.places: list[tuple[int, ...]] = []
+        self.steps_of = Steps(track, code.arch, read)
+        found = Frames(code, self.steps_of, result)
+        self.all_frames, self._frame_of_block = found.all, found.of_block
         self.values: dict[Any, int] = {}
-        self._stack: list[Frame] = []
-        self._defined: dict[str, int] = {}
-        self._written: dict[int, int] = {}
-        self._shadow: dict[int, tuple[int, Term]] = {}
-        self._flags: Flags = UNKNOWN_FLAGS
-        self._run(result)
+        self._effects: dict[int, Effects] = {}
+        self._shallow: dict[int, Effects] = {}
+        self._depth = 0
+        self._cut_short = False
         self.frames: dict[int, tuple[Any, _Words, list[Called]]] = {
             f.number: (None, _Words(f.name), f.calls) for f in self.all_frames
         }
         """Frames as the namer of terms wants them."""
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> list[int]:
+        """The address of each step's instruction."""
+        return self.steps_of.addresses
+
+    @cached_property
+    def frame_at(self) -> list[int]:
+        """The frame of each step."""
+        found: list[int] = self.steps_of.of_blocks(self._frame_of_block).tolist()
+        return found
+
+    @cached_property
+    def branches(self) -> Branches:
+        """Every conditional jump and move, by step."""
+        return Branches(self)
+
+    @cached_property
+    def branches_by_frame(self) -> dict[int, list[int]]:
+        """The steps of each frame's branches."""
+        steps = np.array(self.branches._steps, np.int64)
+        frames = self.steps_of.of_blocks(self._frame_of_block)[steps]
+        order = np.argsort(frames, kind="stable")
+        known, begin = np.unique(frames[order], return_index=True)
+        parts = np.split(steps[order], begin[1:])
+        return {int(f): part.tolist() for f, part in zip(known, parts, strict=True)}
+
+    def insn(self, step: int) -> Insn | None:
+        """The instruction of a step."""
+        return self.steps_of.insn(step)
 
     def value(self, term: Term) -> int | None:
         """The concrete value of a term, None where it was lost."""
@@ -147,202 +170,171 @@ class History:
             return result if isinstance(result, int) else None
         return None
 
-    def insn(self, step: int) -> Insn | None:
-        """The instruction of a step."""
-        return self._decoded(self.steps[step])
+    # -- which steps made a value ------------------------------------------------------------------
 
-    # -- the walk ----------------------------------------------------------------------------------
+    def maker(self, name: str, step: int) -> int | None:
+        """The step that made what a register holds before ``step``; None: it was so at the start.
 
-    def _run(self, result: int | None) -> None:
-        accesses = iter(self.track.accesses)
-        pending: Access | None = next(accesses, None)
-        before: Insn | None = None
-        for step, address in enumerate(self.steps):
-            registers = self.track.registers.get(step)
-            if registers is not None:
-                self._begin_block(step, address, dict(zip(GENERAL, registers, strict=True)), before)
-            mine: list[Access] = []
-            while pending is not None and pending.step <= step:
-                mine.append(pending)
-                pending = next(accesses, None)
-            insn = self._decoded(address)
-            self.frame_at.append(self._stack[-1].number)
-            if insn is None:
-                self.asked.append(())
-                self.data.append(())
-                self.places.append(())
-            else:
-                self._step(step, insn, mine)
-            before = insn
-        for frame in self._stack:
-            self._close(frame, result)
-
-    def _begin_block(
-        self, step: int, address: int, registers: dict[str, int], before: Insn | None
-    ) -> None:
-        stack = registers[self.arch.stack]
-        popped: Frame | None = None
-        while len(self._stack) > 1 and stack > self._stack[-1].entry_stack:
-            popped = self._stack.pop()
-            self._close(popped, registers[self.arch.result])
-            outer = popped
-            while outer.tail and len(self._stack) > 1:
-                outer = self._stack.pop()
-                self._close(outer, registers[self.arch.result])
-            self._return_to(self._stack[-1], popped, registers)
-        if not self._stack:
-            self._enter(step, address, stack, registers, None, False)
-        elif before is not None and before.kind == "call" and address != before.end:
-            self._enter(step, address, stack, registers, self._stack[-1], False)
-        elif before is not None and before.kind in ("jump", "return"):
-            self._jumped(step, address, stack, registers, before.kind)
-        frame = self._stack[-1]
-        for name, value in registers.items():
-            term = frame.registers.get(name)
-            if isinstance(term, tuple) and term[0] == "lost" and term not in self.values:
-                self.values[term] = value
-
-    def _jumped(
-        self, step: int, address: int, stack: int, registers: dict[str, int], kind: str
-    ) -> None:
-        """A tail call begins a frame; what a thunk jumps (or "returns") to is the call meant."""
-        if not self._other_function(address):
-            return
-        if self.arch.indirect_thunk(self._stack[-1].name) is not None:
-            self._replace(address, registers)
-        elif kind == "jump":
-            self._enter(step, address, stack, registers, self._stack[-1], True)
-
-    def _other_function(self, address: int) -> bool:
-        symbol = self.code.kernel.symbols.at(address)
-        if symbol is None or symbol.address != address or self.arch.is_return_thunk(symbol.name):
-            return False
-        return base_name(symbol.name) != base_name(self._stack[-1].name)
-
-    def _replace(self, address: int, registers: dict[str, int]) -> None:
-        """The innermost frame was a thunk's, which has now jumped to what was meant."""
-        frame = self._stack[-1]
-        frame.entry, frame.name = address, self.code.name(address)
-        frame.inputs, frame.registers, frame.calls = dict(registers), {}, []
-        if len(self._stack) > 1:
-            self._stack[-2].calls[-1].function = address
-
-    def _enter(
-        self,
-        step: int,
-        address: int,
-        stack: int,
-        registers: dict[str, int],
-        parent: Frame | None,
-        tail: bool,
-    ) -> None:
-        number = len(self.all_frames)
-        above = parent.number if parent else None
-        name = self.code.name(address)
-        frame = Frame(
-            number, address, name, above, step - 1, stack, tail, dict(registers),
-            dict(self._defined),
-        )  # fmt: skip
-        if parent is not None:
-            parent.calls.append(Called(address, number))
-        self.all_frames.append(frame)
-        self._stack.append(frame)
-
-    def _close(self, frame: Frame, result: int | None) -> None:
-        frame.result = result
-        frame.result_term = frame.registers.get(self.arch.result)
-        frame.result_step = self._defined.get(self.arch.result)
-
-    def _return_to(self, frame: Frame, callee: Frame, registers: dict[str, int]) -> None:
-        """The caller's registers after a call: what the callee changed is its doing.
-
-        What it saved and restored was made where it was made before.
+        A register that functions keep was made in the frame or in those around it; one that a call
+        may change (and the flags) wherever it was set last.
         """
-        outer = self.all_frames[frame.calls[-1].frame] if frame.calls else callee
-        for name in self.arch.registers:
-            if name not in self.arch.clobbered:
-                self._defined.pop(name, None)
-                if name in outer.made_by:
-                    self._defined[name] = outer.made_by[name]
-        for name in self.arch.clobbered:
-            term = callee.registers.get(name)
-            if term is None or term == sym("init", callee.number, name):
-                continue
-            if name == self.arch.result:
-                term = sym("ret", frame.number, len(frame.calls) - 1)
-                self.values[term] = registers[name]
-            frame.registers[name] = term
-            if isinstance(term, tuple) and self.value(term) is None:
-                self.values[term] = registers[name]
+        if name in self.arch.clobbered or name not in self.arch.registers:
+            return self.steps_of.maker(name, step)
+        number: int | None = self.frame_at[min(step, len(self.frame_at) - 1)]
+        while number is not None:
+            found = self.steps_of.maker(name, step, self._own(number))
+            if found is not None:
+                return found
+            frame = self.all_frames[number]
+            number, step = frame.parent, frame.by + 1
+        return None
 
-    def _decoded(self, address: int) -> Insn | None:
-        if address not in self._insns:
-            found = self.arch.decode(self._read(address, 15), address)
-            if not found:
-                return None
-            annotate(found[0], self.arch)
-            self._insns[address] = found[0]
-        return self._insns[address]
+    def _own(self, frame: int) -> tuple[int, Any]:
+        """The blocks of a frame, without those of its callees."""
+        return frame, self._blocks_by_frame[frame]
 
-    # -- one instruction ---------------------------------------------------------------------------
+    @cached_property
+    def _blocks_by_frame(self) -> list[Any]:
+        order = np.argsort(self._frame_of_block, kind="stable")
+        counts = np.bincount(self._frame_of_block, minlength=len(self.all_frames))
+        return np.split(order, np.cumsum(counts)[:-1])
 
-    def _step(self, step: int, insn: Insn, accesses: list[Access]) -> None:
-        reads = [a for a in accesses if not a.write]
-        writes = iter([a for a in accesses if a.write])
-        self._depend(step, insn, reads)
-        effects = insn.effects
-        if insn.kind in ("branch", "select"):
-            went = self._branch(step, insn)
-            if insn.kind == "select" and not went:
-                effects = insn.otherwise
-        loads: dict[Expr, Term] = {}
-        for effect in effects:
-            self._apply(step, effect, reads, writes, loads)
-        for write in writes:  # of an instruction without a model, such as a call or string move
-            self._store(step, write, sym("lost", self._stack[-1].number, (step, write.address)))
-        for access in accesses:
-            if access.write:
-                for byte in range(access.address, access.address + access.size):
-                    self._written[byte] = step
-        for name in insn.defines:
-            self._defined[name] = step
-        if insn.kind == "select":
-            for effect in insn.effects:
-                if effect[0] == "set":
-                    self._defined[effect[1]] = step
+    def result_step(self, frame: Frame) -> int | None:
+        """The step that made a frame's result."""
+        return self.steps_of.maker(self.arch.result, frame.end)
 
-    def _depend(self, step: int, insn: Insn, reads: list[Access]) -> None:
-        """Which earlier steps this one's values, and its addresses, come from."""
+    def data(self, step: int) -> tuple[int, ...]:
+        """The steps that made the values which a step used."""
+        insn = self.steps_of.insn(step)
+        values, _ = self._used(insn)
+        found = {self.maker(name, step) for name in values} - {None}
+        if insn.kind not in ("return", "call"):
+            before = self.steps_of.first_access(step)
+            for access in self.steps_of.accesses(step):
+                if not access.write:
+                    for write in self.steps_of.writers(access.address, access.size, before):
+                        found.add(self.steps_of.access_step(write.number))
+        return tuple(sorted(each for each in found if each is not None))
+
+    def places(self, step: int) -> tuple[int, ...]:
+        """The steps that made the addresses which a step used."""
+        _, places = self._used(self.steps_of.insn(step))
+        found = {self.maker(name, step) for name in places}
+        return tuple(sorted(each for each in found if each is not None))
+
+    def asked(self, step: int) -> tuple[int, ...]:
+        """The comparison that a branch or conditional move asked."""
+        asks = self.steps_of.insn(step).kind in ("branch", "select")
+        flags = self.steps_of.maker(FLAGS, step) if asks else None
+        return () if flags is None else (flags,)
+
+    def _used(self, insn: Insn) -> tuple[set[str], set[str]]:
         values, places = _used(insn, self.arch)
         if any(effect[0] == "forget" for effect in insn.effects):
-            values |= self.arch.reads(self._read(insn.address, insn.size), insn.address)
-        flags = self._defined.get("flags")
-        asks = insn.kind in ("branch", "select") and flags is not None
-        self.asked.append((flags,) if asks and flags is not None else ())
-        data = {self._defined[name] for name in values if name in self._defined}
-        for read in reads:
-            if insn.kind in ("return", "call"):
-                continue
-            for byte in range(read.address, read.address + read.size):
-                if byte in self._written:
-                    data.add(self._written[byte])
-        self.data.append(tuple(sorted(data)))
-        self.places.append(
-            tuple(sorted({self._defined[name] for name in places if name in self._defined}))
-        )
+            values |= self.arch.reads(self.steps_of.bytes_of(insn), insn.address)
+        return values, places
 
-    def _branch(self, step: int, insn: Insn) -> bool:
-        condition = decide(self._flags, insn.condition)
-        after = self.steps[step + 1] if step + 1 < len(self.steps) else None
-        if insn.kind == "branch":
-            taken = after == insn.target
-        else:
-            taken = bool(self._holds(condition))
-        self.branches[step] = Branch(
-            step, self._stack[-1].number, insn.address, insn.kind, taken, condition,
+    # -- terms -------------------------------------------------------------------------------------
+
+    def branch(self, step: int) -> Branch:
+        """How the conditional jump or move at a step went, and what it asked."""
+        insn = self.steps_of.insn(step)
+        condition = decide(self.flags(step), insn.condition)
+        after = self.steps[step + 1] if step + 1 < self.steps_of.count else None
+        taken = after == insn.target if insn.kind == "branch" else bool(self._holds(condition))
+        return Branch(
+            step, self.frame_at[step], insn.address, insn.kind, taken, condition,
             insn.target or insn.end, after,
         )  # fmt: skip
-        return taken
+
+    def flags(self, step: int) -> Flags:
+        made = self.steps_of.maker(FLAGS, step)
+        return UNKNOWN_FLAGS if made is None else self.did(made).flags or UNKNOWN_FLAGS
+
+    def register(self, name: str, step: int, frame: Frame) -> Term:
+        """A register before ``step``, as ``frame`` (which that step is in, or follows) sees it."""
+        if name == self.arch.stack:
+            return self._stack_pointer(step, frame)
+        made = self.steps_of.maker(name, step, self._own(frame.number))
+        if made is not None and made < frame.begin:
+            made = None
+        if name in self.arch.clobbered:
+            for back in reversed(frame.backs):
+                if back.step > step:
+                    continue
+                if made is not None and back.step <= made:
+                    break
+                term = self._returned(name, back, frame)
+                if term is not None:
+                    return term
+        if made is None:
+            return sym("init", frame.number, name)
+        term = self.did(made).registers.get(name)
+        if term is None:
+            term = sym("lost", frame.number, (made, name))
+        return self._valued(term, name, made, step, frame)
+
+    def _valued(self, term: Term, name: str, made: int, step: int, frame: Frame) -> Term:
+        """The same term; its value is known from a block that began since it was made."""
+        if isinstance(term, tuple) and self.value(term) is None:
+            number, _ = self.steps_of.place(min(step, self.steps_of.count - 1))
+            begin = int(self.steps_of.starts[number])
+            if made < begin <= step and self._frame_of_block[number] == frame.number:
+                self.values[term] = int(self.track.registers[number, GENERAL.index(name)])
+        return term
+
+    def _stack_pointer(self, step: int, frame: Frame) -> Term:
+        """The stack pointer, counted from the frame's entry: it is known at each block's start."""
+        name = self.arch.stack
+        number, at = self.steps_of.place(min(step, self.steps_of.count - 1))
+        made = self.steps_of.maker(name, step, self._own(frame.number)) if at else None
+        begin = int(self.steps_of.starts[number])
+        if made is not None and made >= begin:
+            return self.did(made).registers[name]
+        here = int(self.track.registers[number, GENERAL.index(name)])
+        return add(sym("init", frame.number, name), here - frame.inputs[name])
+
+    def _returned(self, name: str, back: Back, frame: Frame) -> Term | None:
+        """What a call left in a register, None where it left it alone."""
+        callee: Frame | None = self.all_frames[back.callee]
+        term: Term = 0
+        step = back.step
+        while callee is not None and callee.number != frame.number:
+            term = self.register(name, step, callee)
+            if term != sym("init", callee.number, name):
+                break
+            step = callee.by + 1
+            callee = self.all_frames[callee.parent] if callee.parent is not None else None
+        else:
+            return None
+        if name == self.arch.result:
+            term = sym("ret", frame.number, back.call)
+        if isinstance(term, tuple) and self.value(term) is None:
+            number, _ = self.steps_of.place(back.step)
+            self.values[term] = int(self.track.registers[number, GENERAL.index(name)])
+        return term
+
+    def did(self, step: int) -> Effects:
+        """What the instruction of a step did. What lies too far behind it is left as a lost value,
+        and is worked out anew when it is asked for itself."""
+        found = self._effects.get(step) or self._shallow.get(step)
+        if found is not None:
+            return found
+        if self._depth >= _DEEP:
+            self._cut_short = True
+            return Effects()
+        outer, self._cut_short = self._cut_short, False
+        self._depth += 1
+        try:
+            found = effects_of(self, step)
+        finally:
+            self._depth -= 1
+        (self._shallow if self._cut_short else self._effects)[step] = found
+        self._cut_short |= outer
+        if not self._depth:
+            self._shallow.clear()
+            self._cut_short = False
+        return found
 
     def _holds(self, condition: Condition | None) -> bool | None:
         """Whether a comparison holds for the concrete values; None when one of them is lost."""
@@ -358,113 +350,6 @@ class History:
         return {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[
             op if op in ("eq", "ne") else op[1:]
         ]
-
-    def _apply(
-        self,
-        step: int,
-        effect: Effect,
-        reads: list[Access],
-        writes: Iterator[Access],
-        loads: dict[Expr, Term],
-    ) -> None:
-        frame = self._stack[-1]
-        tag = effect[0]
-
-        def term(expr: Expr) -> Term:
-            return self._term(step, expr, reads, loads)
-
-        if tag == "set":
-            _, name, size, expr = effect
-            value = term(expr)
-            if size >= 4:
-                frame.registers[name] = low(size, value)
-            else:
-                old = self._register(frame, name)
-                known = isinstance(old, int) and old >> (8 * size) == 0
-                frame.registers[name] = (
-                    low(size, value) if known else sym("join", size, low(size, value), old)
-                )
-        elif tag == "store":
-            write = next(writes, None)
-            if write is not None:
-                self._store(step, write, low(effect[2], term(effect[3])))
-        elif tag == "flags":
-            _, kind, size, a, b = effect
-            self._flags = UNKNOWN_FLAGS if kind == "unknown" else (kind, size, term(a), term(b))
-        elif tag == "bittest":
-            _, size, where, index = effect
-            bit = self.value(term(index))
-            if bit is not None and len(reads) == 1:
-                word = term(("load", where, size))
-                self._flags = ("bit", size, word, bit & (8 * size - 1))
-        elif tag == "swap":
-            _, where, size, name = effect
-            old, new = term(("load", where, size)), low(size, self._register(frame, name))
-            write = next(writes, None)
-            if write is not None:
-                self._store(step, write, new)
-            frame.registers[name] = old
-        elif tag == "forget":
-            for name in effect[1]:
-                frame.registers[name] = sym("lost", frame.number, (step, name))
-
-    def _store(self, step: int, write: Access, value: Term) -> None:
-        for start in range(write.address - 15, write.address + write.size):
-            cell = self._shadow.get(start)
-            if cell is not None and start + cell[0] > write.address:
-                del self._shadow[start]
-        if not isinstance(value, int) and self.value(value) is None:
-            self.values[value] = write.value
-        self._shadow[write.address] = (write.size, value)
-
-    def _register(self, frame: Frame, name: str) -> Term:
-        value = frame.registers.get(name)
-        if value is None:
-            value = frame.registers[name] = sym("init", frame.number, name)
-        return value
-
-    def _term(self, step: int, expr: Expr, reads: list[Access], loads: dict[Expr, Term]) -> Term:
-        frame = self._stack[-1]
-        tag = expr[0]
-        if tag == "reg":
-            return low(expr[2], self._register(frame, expr[1]))
-        if tag == "const":
-            return int(expr[1]) & _MASK
-        if tag == "load":
-            if expr not in loads:
-                loads[expr] = self._load(step, expr, reads, loads)
-            return loads[expr]
-        if tag == "bin":
-            a = self._term(step, expr[3], reads, loads)
-            b = self._term(step, expr[4], reads, loads)
-            return (
-                add(a, b)
-                if expr[1] == "add" and expr[2] == 8 and isinstance(b, int)
-                else (binary(expr[1], expr[2], a, b))
-            )
-        if tag == "un":
-            value = self._term(step, expr[3], reads, loads)
-            return negate(expr[2], value) if expr[1] == "neg" else invert(expr[2], value)
-        if tag == "sext":
-            return sext(expr[1], self._term(step, expr[2], reads, loads))
-        if tag == "percpu":
-            return sym("percpu", self._term(step, expr[1], reads, loads))
-        return sym("lost", frame.number, (step, len(loads)))
-
-    def _load(self, step: int, expr: Expr, reads: list[Access], loads: dict[Expr, Term]) -> Term:
-        """What a load gives: what this run stored there, else memory as it was before."""
-        _, where, size = expr
-        address = self._term(step, where, reads, loads)
-        number = sum(1 for known in loads if known[0] == "load")
-        access = reads[number] if number < len(reads) else None
-        if access is not None and access.size == size:
-            cell = self._shadow.get(access.address)
-            if cell is not None and cell[0] >= size:
-                return low(size, cell[1])
-        value: Term = sym("mem", address, size, step)
-        if access is not None and access.size == size:
-            self.values[value] = access.value
-        return value
 
 
 def _used(insn: Insn, arch: Arch) -> tuple[set[str], set[str]]:

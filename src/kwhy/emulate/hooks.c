@@ -1,27 +1,78 @@
-/* What the emulator tells about a run, written down at C speed. The same facts as PythonHooks in
- * hooks.py gathers, which see; struct log mirrors its ctypes structure field for field. */
+/* What the emulator asks for and tells at C speed: pages that are known already, and what ran. The
+ * same as PythonHooks in hooks.py and Machine._fill do, which see; struct table mirrors Table in
+ * memory.py, struct log Log in hooks.py, struct access ACCESS in track.py. */
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-typedef struct uc_struct uc_engine;
+#define PAGE 4096
+#define BUCKETS (1 << 17)
+#define MAX_REGISTERS 32
 
+/* Its own source, by which hooks.py tells a library that was built from another. */
+__asm__(".section .rodata\n.global kwhy_hooks_source\n"
+	"kwhy_hooks_source: .incbin \"" __FILE__ "\"\n.byte 0\n.previous");
+
+typedef struct uc_struct uc_engine;
+typedef struct { uint64_t paddr; int perms; } tlb_entry;  /* uc_tlb_entry */
+enum { WRITABLE = 1, DIRTY = 2 };
+enum { MEM_WRITE = 17 };                                  /* UC_MEM_WRITE */
+enum { PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4 };    /* UC_PROT_* */
+
+struct table {
+	const uint64_t *keys;
+	const uint32_t *slots;
+	const uint64_t *pages;
+	uint8_t *flags;
+	uint32_t *dirty;
+	const uint8_t *arena;
+	uint64_t n_dirty;
+};
 struct block { uint64_t address, size; };
-struct access { uint64_t step, place, value, size, write; };
+struct access {
+	uint64_t value, address;
+	uint32_t block;
+	uint16_t offset;
+	uint8_t size, write;
+};
 struct log {
-	uint64_t limit, max_steps, max_accesses;
-	uint64_t n_blocks, n_steps, n_accesses, full;
+	uint64_t limit, max_accesses, n_blocks, n_accesses, full;
 	struct block *blocks;
-	uint64_t *steps, *entry_steps, *entry_registers;
+	uint64_t *registers;
 	struct access *accesses;
-	const uint8_t *host;
+	const struct table *table;
 	int (*stop)(uc_engine *);
+	int (*read_register)(uc_engine *, int, void *);
 	int (*read_registers)(uc_engine *, int *, void **, int);
 	int *register_ids;
-	uint64_t n_registers, detail;
+	uint64_t n_registers, pc, detail;
 };
 
-#define MAX_REGISTERS 32
-enum { MEM_WRITE = 17 };  /* UC_MEM_WRITE */
+/* A TLB miss: true if the page is here and may be used so; else Python is asked. */
+bool kwhy_on_fill(uc_engine *uc, uint64_t address, int kind, tlb_entry *entry, void *data)
+{
+	struct table *table = data;
+	uint64_t page = address & -(uint64_t)PAGE;
+	uint64_t bucket = page * 0x9E3779B97F4A7C15u >> (64 - 17);
+	uint32_t slot;
+
+	(void)uc;
+	while (table->keys[bucket] != (page | 1)) {
+		if (!table->keys[bucket])
+			return false;
+		bucket = (bucket + 1) % BUCKETS;
+	}
+	slot = table->slots[bucket];
+	if (kind == MEM_WRITE && !(table->flags[slot] & DIRTY)) {
+		if (!(table->flags[slot] & WRITABLE))
+			return false;
+		table->flags[slot] |= DIRTY;
+		table->dirty[table->n_dirty++] = slot;
+	}
+	entry->paddr = (uint64_t)slot * PAGE;
+	entry->perms = PROT_READ | PROT_EXEC | (table->flags[slot] & DIRTY ? PROT_WRITE : 0);
+	return true;
+}
 
 static void fill_up(uc_engine *uc, struct log *log)
 {
@@ -29,19 +80,18 @@ static void fill_up(uc_engine *uc, struct log *log)
 	log->stop(uc);
 }
 
-void on_block(uc_engine *uc, uint64_t address, uint32_t size, void *data)
+void kwhy_on_block(uc_engine *uc, uint64_t address, uint32_t size, void *data)
 {
 	struct log *log = data;
 
 	if (log->n_blocks >= log->limit)
 		return fill_up(uc, log);
 	if (log->detail) {
-		uint64_t *row = log->entry_registers + log->n_blocks * log->n_registers;
+		uint64_t *row = log->registers + log->n_blocks * log->n_registers;
 		void *rows[MAX_REGISTERS];
 
 		for (uint64_t i = 0; i < log->n_registers && i < MAX_REGISTERS; i++)
 			rows[i] = row + i;
-		log->entry_steps[log->n_blocks] = log->n_steps;
 		log->read_registers(uc, log->register_ids, rows, (int)log->n_registers);
 	}
 	log->blocks[log->n_blocks].address = address;
@@ -50,31 +100,21 @@ void on_block(uc_engine *uc, uint64_t address, uint32_t size, void *data)
 		fill_up(uc, log);
 }
 
-void on_step(uc_engine *uc, uint64_t address, uint32_t size, void *data)
-{
-	struct log *log = data;
-
-	(void)size;
-	if (log->n_steps >= log->max_steps)
-		return fill_up(uc, log);
-	log->steps[log->n_steps++] = address;
-}
-
-void on_access(uc_engine *uc, int kind, uint64_t place, int size, int64_t value, void *data)
+/* The program counter is exact here: the emulator works it out before it calls a memory hook. */
+void kwhy_on_access(uc_engine *uc, int kind, uint64_t place, int size, int64_t value, void *data)
 {
 	struct log *log = data;
 	struct access *access;
+	uint64_t pc = 0;
 
 	if (log->n_accesses >= log->max_accesses)
 		return fill_up(uc, log);
+	log->read_register(uc, (int)log->pc, &pc);
 	access = &log->accesses[log->n_accesses++];
-	access->step = log->n_steps - 1;
-	access->place = place;
-	access->size = (uint64_t)size;
+	access->block = (uint32_t)(log->n_blocks - 1);
+	access->offset = (uint16_t)(pc - log->blocks[log->n_blocks - 1].address);
+	access->address = log->table->pages[place / PAGE] + place % PAGE;
+	access->size = (uint8_t)size;
 	access->write = kind == MEM_WRITE;
-	access->value = (uint64_t)value;
-	if (kind != MEM_WRITE) {
-		access->value = 0;
-		memcpy(&access->value, log->host + place, size > 8 ? 8 : (size_t)size);
-	}
+	access->value = size >= 8 ? (uint64_t)value : (uint64_t)value & ((1ull << 8 * size) - 1);
 }

@@ -1,35 +1,42 @@
 """The hooks that write down what runs: compiled ones, and the same in Python.
 
-The compiled hooks are one small C file, compiled at its first use with this machine's C compiler
-and kept in the cache. Where there is none (or ``KWHY_HOOKS=python`` says so) Python's own hooks
-give identical facts, ten times slower.
+The compiled hooks are one small C file. Installing kwhy builds it beside this module; where that
+is missing or was made from other source, it is compiled at its first use with this machine's C
+compiler and kept in the cache. Where there is none either (or ``KWHY_HOOKS=python`` says so)
+Python's own hooks give identical facts, many times slower.
 """
 
 import ctypes
 import functools
 import hashlib
+import importlib.machinery
 import mmap
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import unicorn
 
+from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.diskcache import cache_dir
-from kwhy.case.evidence import PAGE
-from kwhy.emulate.memory import Memory
-from kwhy.emulate.track import Access, Track
+from kwhy.emulate.memory import Memory, host_memory
+from kwhy.emulate.track import ACCESS, Cut, Track
 
-MAX_STEPS = 2_000_000
+MAX_BLOCKS = 2_000_000
 MAX_ACCESSES = 2_000_000
 _SOURCE = Path(__file__).with_name("hooks.c")
 _FLAGS = ("-O2", "-shared", "-fPIC")
-_NORESERVE = 0x4000  # MAP_NORESERVE, asm-generic/mman-common.h; Python does not name it
-_ACCESSES = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
+# A read is told when its value is known, once, also where it spans two pages.
+_ACCESSES = (unicorn.UC_HOOK_MEM_READ_AFTER, unicorn.UC_HOOK_MEM_WRITE)
+_ON_ACCESS = ctypes.CFUNCTYPE(  # uc_cb_hookmem_t
+    None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64,
+    ctypes.c_void_p,
+)  # fmt: skip
 
 
 class Hooks(Protocol):
@@ -38,77 +45,92 @@ class Hooks(Protocol):
     @property
     def full(self) -> bool: ...
     def begin(self, limit: int) -> None: ...  # forget what was; allow so many blocks
+    def cut(self, address: int) -> None: ...  # the run was left here, perhaps to go on
     def track(self) -> Track: ...
 
 
 def attach(uc: Any, memory: Memory, registers: list[int], detail: bool) -> Hooks:
-    """Hooks on ``uc`` that track blocks, and with ``detail`` steps, accesses and ``registers``."""
+    """Hooks on ``uc`` that track blocks, and with ``detail`` accesses and ``registers``."""
     library = None if os.environ.get("KWHY_HOOKS") == "python" else _library()
     if library is None:
         return PythonHooks(uc, memory, registers, detail)
     return CompiledHooks(library, uc, memory, registers, detail)
 
 
+def _hook(uc: Any, kind: int, function: Any, data: Any) -> None:
+    """Add a hook that is called with ``data``; the binding adds only some kinds, and only its
+    own functions."""
+    from unicorn.unicorn_py3.unicorn import uclib
+
+    handle = ctypes.c_size_t()
+    status = uclib.uc_hook_add(
+        uc._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),
+        ctypes.cast(data, ctypes.c_void_p), ctypes.c_uint64(1), ctypes.c_uint64(0),
+    )  # fmt: skip
+    if status != unicorn.UC_ERR_OK:
+        raise unicorn.UcError(status)
+
+
 class PythonHooks:
     """The hooks in Python."""
 
     def __init__(self, uc: Any, memory: Memory, registers: list[int], detail: bool) -> None:
-        self._memory, self._registers, self._detail = memory, registers, detail
-        self._track = Track()
-        self._limit = 0
-        self.full = False
+        self._uc, self._memory, self._registers, self._detail = uc, memory, registers, detail
         uc.hook_add(unicorn.UC_HOOK_BLOCK, self._block)
         if detail:
-            uc.hook_add(unicorn.UC_HOOK_CODE, self._step)
-            uc.hook_add(_ACCESSES, self._access)
+            self._kept = _ON_ACCESS(self._access)
+            for kind in _ACCESSES:
+                _hook(uc, kind, self._kept, None)
+        self.begin(0)
 
     def begin(self, limit: int) -> None:
         """Forget what was tracked; allow ``limit`` blocks."""
-        self._track, self._limit, self.full = Track(), limit, False
+        self._limit, self.full = limit, False
+        self._blocks: list[tuple[int, int]] = []
+        self._entry: list[tuple[int, ...]] = []
+        self._accesses: list[tuple[int, ...]] = []
+        self._cuts: list[Cut] = []
+
+    def cut(self, address: int) -> None:
+        """The last block was left at ``address``."""
+        self._cuts.append(Cut(len(self._blocks) - 1, address))
 
     def track(self) -> Track:
         """What ran since."""
-        return self._track
+        blocks = np.array(self._blocks, np.uint64).reshape(-1, 2)
+        return Track(
+            blocks[:, 0],
+            blocks[:, 1].astype(np.uint32),
+            np.array(self._entry, np.uint64).reshape(len(self._entry), -1),
+            np.array(self._accesses, ACCESS),
+            tuple(self._cuts),
+        )
 
-    def _stop(self, uc: Any) -> None:
+    def _stop(self) -> None:
         self.full = True
-        uc.emu_stop()
+        self._uc.emu_stop()
 
     def _block(self, uc: Any, address: int, size: int, _data: Any) -> None:
-        track = self._track
-        if len(track.blocks) >= self._limit:
-            return self._stop(uc)
+        if len(self._blocks) >= self._limit:
+            return self._stop()
         if self._detail:
-            track.registers[len(track.steps)] = tuple(uc.reg_read_batch(self._registers))
-        track.blocks.append((address, size))
-        if len(track.blocks) >= self._limit:
-            self._stop(uc)
+            self._entry.append(tuple(uc.reg_read_batch(self._registers)))
+        self._blocks.append((address, size))
+        if len(self._blocks) >= self._limit:
+            self._stop()
         return None
 
-    def _step(self, uc: Any, address: int, _size: int, _data: Any) -> None:
-        if len(self._track.steps) >= MAX_STEPS:
-            return self._stop(uc)
-        self._track.steps.append(address)
-        return None
-
-    def _access(self, uc: Any, kind: int, place: int, size: int, value: int, _data: Any) -> None:
-        track = self._track
-        if len(track.accesses) >= MAX_ACCESSES:
-            return self._stop(uc)
+    def _access(self, _uc: Any, kind: int, place: int, size: int, value: int, _data: Any) -> None:
+        if len(self._accesses) >= MAX_ACCESSES:
+            return self._stop()
+        offset = self._uc.reg_read(arch.REGISTERS[arch.PC]) - self._blocks[-1][0]
+        value &= (1 << 8 * min(size, 8)) - 1
         write = kind == unicorn.UC_MEM_WRITE
-        if not write:
-            data = ctypes.string_at(self._memory.host + place, min(size, 8))
-            value = int.from_bytes(data, "little")
-        step = len(track.steps) - 1
-        track.accesses.append(_access(self._memory, step, place, value, size, write))
+        address = self._memory.virtual(place)
+        self._accesses.append(
+            (value, address, len(self._blocks) - 1, offset & 0xFFFF, size, write)
+        )
         return None
-
-
-def _access(memory: Memory, step: int, place: int, value: int, size: int, write: bool) -> Access:
-    address = memory.virtual(place)
-    if place % PAGE + size > PAGE and not write:  # its end lies in another slot
-        value = int.from_bytes(memory.read(address, min(size, 8)), "little")
-    return Access(step, write, address, size, value & ((1 << 8 * min(size, 8)) - 1))
 
 
 class _Log(ctypes.Structure):
@@ -116,11 +138,11 @@ class _Log(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in (
-            "limit", "max_steps", "max_accesses", "n_blocks", "n_steps", "n_accesses", "full")),
+            "limit", "max_accesses", "n_blocks", "n_accesses", "full")),
         *((name, ctypes.c_void_p) for name in (
-            "blocks", "steps", "entry_steps", "entry_registers", "accesses", "host", "stop",
-            "read_registers", "register_ids")),
-        ("n_registers", ctypes.c_uint64), ("detail", ctypes.c_uint64),
+            "blocks", "registers", "accesses", "table", "stop", "read_register", "read_registers",
+            "register_ids")),
+        *((name, ctypes.c_uint64) for name in ("n_registers", "pc", "detail")),
     ]  # fmt: skip
 
 
@@ -132,32 +154,32 @@ class CompiledHooks:
     ) -> None:
         from unicorn.unicorn_py3.unicorn import uclib
 
-        self._memory = memory
         self._ids = (ctypes.c_int * len(registers))(*registers)
+        self._memory = memory
         self._tables: dict[str, mmap.mmap] = {}
+        self._cuts: list[Cut] = []
         self._log = _Log(
-            max_steps=MAX_STEPS, max_accesses=MAX_ACCESSES, host=memory.host,
-            stop=_address(uclib.uc_emu_stop), read_registers=_address(uclib.uc_reg_read_batch),
-            register_ids=ctypes.addressof(self._ids), n_registers=len(registers), detail=detail,
+            max_accesses=MAX_ACCESSES, table=ctypes.addressof(memory.table),
+            stop=_address(uclib.uc_emu_stop), read_register=_address(uclib.uc_reg_read),
+            read_registers=_address(uclib.uc_reg_read_batch),
+            register_ids=ctypes.addressof(self._ids), n_registers=len(registers),
+            pc=arch.REGISTERS[arch.PC], detail=detail,
         )  # fmt: skip
-        self._table("steps", 8 * MAX_STEPS)
-        self._table("accesses", 40 * MAX_ACCESSES)
-        wanted = [(unicorn.UC_HOOK_BLOCK, library.on_block)]
+        self._table("blocks", 16 * MAX_BLOCKS)
+        log, table = ctypes.byref(self._log), ctypes.byref(memory.table)
+        hooks = [
+            (unicorn.UC_HOOK_TLB_FILL, library.kwhy_on_fill, table),
+            (unicorn.UC_HOOK_BLOCK, library.kwhy_on_block, log),
+        ]
         if detail:
-            wanted += [(unicorn.UC_HOOK_CODE, library.on_step), (_ACCESSES, library.on_access)]
-        for kind, function in wanted:
-            handle = ctypes.c_size_t()
-            status = uclib.uc_hook_add(
-                uc._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),
-                ctypes.cast(ctypes.byref(self._log), ctypes.c_void_p),
-                ctypes.c_uint64(1), ctypes.c_uint64(0),
-            )  # fmt: skip
-            if status != unicorn.UC_ERR_OK:
-                raise unicorn.UcError(status)
+            self._table("accesses", ACCESS.itemsize * MAX_ACCESSES)
+            self._table("registers", 8 * len(registers) * MAX_BLOCKS)
+            hooks += [(kind, library.kwhy_on_access, log) for kind in _ACCESSES]
+        for kind, function, data in hooks:
+            _hook(uc, kind, function, data)
 
     def _table(self, name: str, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-        table = self._tables[name] = mmap.mmap(-1, size, flags=flags)
+        table = self._tables[name] = host_memory(size)
         setattr(self._log, name, ctypes.addressof(ctypes.c_char.from_buffer(table)))
 
     @property
@@ -168,50 +190,67 @@ class CompiledHooks:
     def begin(self, limit: int) -> None:
         """Forget what was tracked; allow ``limit`` blocks."""
         log = self._log
-        log.limit, log.n_blocks, log.n_steps, log.n_accesses, log.full = limit, 0, 0, 0, 0
-        self._table("blocks", 16 * limit)
-        if log.detail:
-            self._table("entry_steps", 8 * limit)
-            self._table("entry_registers", 8 * limit * log.n_registers)
+        log.limit, log.n_blocks, log.n_accesses, log.full = min(limit, MAX_BLOCKS), 0, 0, 0
+        self._cuts.clear()
+
+    def cut(self, address: int) -> None:
+        """The last block was left at ``address``."""
+        self._cuts.append(Cut(self._log.n_blocks - 1, address))
 
     def track(self) -> Track:
         """What ran since."""
         log = self._log
-        track = Track(blocks=list(map(tuple, self._rows("blocks", log.n_blocks, 2).tolist())))
-        if log.detail:
-            track.steps = self._rows("steps", log.n_steps, 1).ravel().tolist()
-            steps = self._rows("entry_steps", log.n_blocks, 1).ravel().tolist()
-            rows = self._rows("entry_registers", log.n_blocks, log.n_registers).tolist()
-            track.registers = dict(zip(steps, map(tuple, rows), strict=True))
-            track.accesses = [
-                _access(self._memory, step, place, value, size, bool(write))
-                for step, place, value, size, write in self._rows(
-                    "accesses", log.n_accesses, 5
-                ).tolist()
-            ]
-        return track
+        blocks = self._rows("blocks", np.uint64, log.n_blocks, 2)
+        if not log.detail:
+            return Track(blocks[:, 0], blocks[:, 1].astype(np.uint32), cuts=tuple(self._cuts))
+        return Track(
+            blocks[:, 0],
+            blocks[:, 1].astype(np.uint32),
+            self._rows("registers", np.uint64, log.n_blocks, log.n_registers),
+            self._rows("accesses", ACCESS, log.n_accesses, 1)[:, 0],
+            tuple(self._cuts),
+        )
 
-    def _rows(self, name: str, count: int, columns: int) -> Any:
-        return np.frombuffer(self._tables[name], np.uint64, count * columns).reshape(-1, columns)
+    def _rows(self, name: str, kind: Any, count: int, columns: int) -> Any:
+        rows = np.frombuffer(self._tables[name], kind, count * columns).reshape(-1, columns)
+        return rows.copy()  # the next run overwrites them
 
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
+# -- where they come from --------------------------------------------------------------------------
+
+
 @functools.cache
 def _library() -> Any:
     """The compiled hooks; None where they cannot be had."""
     try:
-        text = _SOURCE.read_bytes()
-        key = hashlib.sha256(text + repr(_FLAGS).encode()).hexdigest()[:16]
-        path = cache_dir() / f"hooks-{key}.so"
-        if not path.exists() and not _compile(path):
-            return None
-        library = ctypes.CDLL(str(path))
-        return library if hasattr(library, "on_access") else None
+        source = _SOURCE.read_bytes()
+        key = hashlib.sha256(source + repr(_FLAGS).encode()).hexdigest()[:16]
+        kept = cache_dir() / f"hooks-{key}.so"
+        for path in (*_installed(), kept):
+            if path.exists() and (library := _loaded(path, source)) is not None:
+                return library
+        return _loaded(kept, source) if _compile(kept) else None
     except OSError:
         return None
+
+
+def _installed() -> Iterator[Path]:
+    """What the build of the package may have left beside this module."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        yield _SOURCE.with_name(f"_hooks{suffix}")
+
+
+def _loaded(path: Path, source: bytes) -> Any:
+    """The library at ``path``; None if it was not made from ``source``, which it carries."""
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "kwhy_hooks_source"):
+        return None
+    place = ctypes.addressof(ctypes.c_char.in_dll(library, "kwhy_hooks_source"))
+    return library if ctypes.string_at(place) == source else None
 
 
 def _compile(path: Path) -> bool:

@@ -13,12 +13,12 @@ from unicorn import UcError
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.evidence import PAGE, MissingMemory
-from kwhy.emulate.hooks import attach
+from kwhy.emulate import hooks
 from kwhy.emulate.memory import Memory, OutOfSlots
 from kwhy.emulate.track import Track
 from kwhy.errors import KwhyError
 
-MAX_BLOCKS = 2_000_000
+MAX_BLOCKS = hooks.MAX_BLOCKS
 
 Kind = Literal["returned", "stopped", "fault", "exception", "bound", "unsupported"]
 
@@ -43,6 +43,7 @@ class Scene(Protocol):
     ) -> End | None: ...  # the access at the program counter has no page
     def trap(self, machine: "Machine", address: int) -> End | None: ...
     def undefined(self, machine: "Machine", address: int) -> End | None: ...
+    def counter(self) -> int: ...  # what the time-stamp counter shows, always the same
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ _GENERAL_IDS = [arch.REGISTERS[name] for name in GENERAL]
 
 
 class Machine:
-    """One processor on ``memory``. With ``detail`` each instruction and access is tracked."""
+    """One processor on ``memory``. With ``detail`` registers and accesses are tracked too."""
 
     def __init__(self, memory: Memory, scene: Scene, detail: bool = False) -> None:
         self.memory = memory
@@ -69,15 +70,18 @@ class Machine:
         self._limit = MAX_BLOCKS
         self._event: _Event | None = None
         self._error: BaseException | None = None
+        self._withdrawn = 0
         self._uc = arch.engine()
         self._uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
         self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host)
-        self._uc.hook_add(unicorn.UC_HOOK_TLB_FILL, self._fill)
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
         self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
         for instruction in arch.PORT_INSTRUCTIONS:
             self._uc.hook_add(unicorn.UC_HOOK_INSN, self._port, aux1=instruction)
-        self._hooks = attach(self._uc, memory, _GENERAL_IDS, detail)
+        self._counter = arch.on_counter(self._uc, self._count)
+        self._hooks = hooks.attach(self._uc, memory, _GENERAL_IDS, detail)
+        # Asked after the compiled hooks, which know the pages that are here already.
+        self._uc.hook_add(unicorn.UC_HOOK_TLB_FILL, self._fill)
 
     # -- registers ---------------------------------------------------------------------------------
 
@@ -89,6 +93,10 @@ class Machine:
     def set(self, register: str, value: int) -> None:
         """Write a register."""
         self._uc.reg_write(arch.REGISTERS[register], value & ((1 << 64) - 1))
+
+    def forget(self, address: int, size: int) -> None:
+        """Code there was changed: what was made of it before is not to run again."""
+        self._uc.ctl_remove_cache(address, address + size)
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -121,13 +129,15 @@ class Machine:
         return self._track
 
     def _run(self, start: int, until: int) -> End:
-        self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
-        self.set(arch.PC, start)
+        if self._withdrawn != self.memory.withdrawn:
+            self._withdrawn = self.memory.withdrawn
+            self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+        here = start
         while True:
             self._event = None
             text = ""
             try:
-                self._uc.emu_start(self.get(arch.PC), until)
+                self._uc.emu_start(here, until)
             except UcError as error:
                 text = str(error)
             if self._error is not None:
@@ -140,9 +150,11 @@ class Machine:
                 if here == until:
                     return End("returned", here)
                 return End("unsupported", here, text or "the emulator stopped without a reason")
+            self._hooks.cut(self._event.address if self._event.kind == "trap" else here)
             end = self._decide(self._event, here)
             if end is not None:
                 return end
+            here = self.get(arch.PC)
 
     def _decide(self, event: _Event, here: int) -> End | None:
         if event.kind == "fault":
@@ -180,8 +192,9 @@ class Machine:
         entry.paddr = place
         entry.perms = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
         # A page is granted for writing at its first write: that is how the dirty ones are known.
-        if write or (address & -PAGE) in self.memory.dirty:
-            self.memory.dirty.add(address & -PAGE)
+        if write:
+            self.memory.grant(address)
+        if self.memory.granted(address):
             entry.perms |= unicorn.UC_PROT_WRITE
         return True
 
@@ -197,6 +210,11 @@ class Machine:
     def _invalid(self, uc: Any, _data: Any) -> bool:
         self._event = _Event("undefined", self.get(arch.PC))
         return False
+
+    def _count(self) -> None:
+        value = self.scene.counter()
+        self.set("rax", value & 0xFFFFFFFF)
+        self.set("rdx", value >> 32)
 
     def _port(self, uc: Any, *_rest: Any) -> int:
         self._event = _Event("port", self.get(arch.PC))

@@ -1,19 +1,37 @@
 """The emulated memory: pages of the target on demand, copied before the first write.
 
-One host arena of page slots stands behind the emulator's physical addresses; a table says which
-virtual page lies in which slot. A page's content as it was loaded is its *baseline*: what differs
-from it was written by the code that ran.
+One host arena of page slots stands behind the emulator's physical addresses; a table, which the
+compiled hooks read too, says which virtual page lies in which slot. A page's content as it was
+loaded is its *baseline*: what differs from it was written by the code that ran.
 """
 
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from kwhy.case.evidence import PAGE, MissingMemory
 
 SLOTS = 1 << 16
 """Pages that one machine can hold: 256 MiB of address space, used as it is touched."""
+
+WRITABLE, DIRTY = 1, 2
+_BUCKETS = 2 * SLOTS
+_HERE = 1  # in a key, which is a page's address: the bucket is taken
+_HASH = 0x9E3779B97F4A7C15
+_HASH_SHIFT = 64 - 17  # to as many bits as _BUCKETS has
+_LINE = 64
+_LINES = PAGE // _LINE
+_KEPT = 256
+"""Dirty pages that stay granted for writing over a rollback: copying them costs less than asking
+for each anew."""
+_NORESERVE = 0x4000  # MAP_NORESERVE, asm-generic/mman-common.h; Python does not name it
+
+State = bytes
+"""What differs from the baseline, by cache lines: see ``Memory.state``. Empty: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +55,45 @@ class OutOfSlots(Exception):
     """The code touched more memory than the arena holds."""
 
 
+class Table(ctypes.Structure):
+    """struct table of hooks.c: buckets of page addresses with their slots; facts by slot.
+
+    ``dirty`` lists the slots that were granted for writing, ``n_dirty`` of them.
+    """
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "keys", "slots", "pages", "flags", "dirty", "arena")),
+        ("n_dirty", ctypes.c_uint64),
+    ]  # fmt: skip
+
+
 class Memory:
     """Virtual pages in an arena of slots. ``source`` gives a page or raises MissingMemory."""
 
     def __init__(self, source: Callable[[int], Page]) -> None:
         self._source = source
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._arena = mmap.mmap(-1, SLOTS * PAGE, flags=flags)
+        self._arena = host_memory(SLOTS * PAGE)
         self.host = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
+        self.table = Table(arena=self.host)
+        self._keys = self._column("keys", _BUCKETS, np.uint64)
+        self._buckets = self._column("slots", _BUCKETS, np.uint32)
+        self._pages = self._column("pages", SLOTS, np.uint64)
+        self._flags = self._column("flags", SLOTS, np.uint8)
+        self._dirty = self._column("dirty", SLOTS, np.uint32)
+        words = (SLOTS, _LINES, _LINE // 8)
+        self._now = np.frombuffer(self._arena, np.uint64).reshape(words)
+        self._baseline = np.frombuffer(host_memory(SLOTS * PAGE), np.uint64).reshape(words)
         self._slots: dict[int, int] = {}
-        self._owners: list[int] = []
-        self._baseline: dict[int, Page] = {}
         self.loaded: set[int] = set()
         """The virtual pages that came from the source."""
-        self.dirty: set[int] = set()
+        self.withdrawn = 0
+        """How often pages that had been granted for writing no longer are."""
+
+    def _column(self, name: str, count: int, kind: Any) -> Any:
+        buffer = host_memory(count * np.dtype(kind).itemsize)
+        setattr(self.table, name, ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
+        return np.frombuffer(buffer, kind)
 
     @property
     def size(self) -> int:
@@ -61,6 +104,8 @@ class Memory:
     def pages(self) -> set[int]:
         """The virtual pages that are here."""
         return set(self._slots)
+
+    # -- pages -------------------------------------------------------------------------------------
 
     def place(self, address: int) -> int:
         """Arena offset of a virtual address; loads its page. Raises MissingMemory."""
@@ -73,45 +118,65 @@ class Memory:
 
     def virtual(self, offset: int) -> int:
         """The virtual address at an arena offset."""
-        return self._owners[offset // PAGE] + offset % PAGE
+        return int(self._pages[offset // PAGE]) + offset % PAGE
 
     def writable(self, address: int) -> bool:
         """Whether the code may write to the (loaded) page of ``address``."""
-        return self._baseline[address & -PAGE].writable
+        return bool(self._flags[self._slots[address & -PAGE]] & WRITABLE)
 
     def allow_writing(self, address: int) -> None:
         """Make the loaded page of ``address`` writable to the code."""
-        page = address & -PAGE
-        self._baseline[page] = Page(self._baseline[page].data, True)
+        self._flags[self._slots[address & -PAGE]] |= WRITABLE
+
+    def grant(self, address: int) -> None:
+        """The code is about to write to the (loaded) page of ``address``."""
+        slot = self._slots[address & -PAGE]
+        if not self._flags[slot] & DIRTY:
+            self._flags[slot] |= DIRTY
+            self._dirty[self.table.n_dirty] = slot
+            self.table.n_dirty += 1
+
+    def granted(self, address: int) -> bool:
+        """Whether the (loaded) page of ``address`` may have been written."""
+        return bool(self._flags[self._slots[address & -PAGE]] & DIRTY)
 
     def _load(self, page: int, content: Page) -> int:
-        slot = len(self._owners)
+        slot = len(self._slots)
         if slot >= SLOTS:
             raise OutOfSlots
-        self._owners.append(page)
+        bucket = (page * _HASH & (1 << 64) - 1) >> _HASH_SHIFT
+        while self._keys[bucket]:
+            bucket = (bucket + 1) % _BUCKETS
+        self._buckets[bucket] = slot
+        self._keys[bucket] = page | _HERE
+        self._pages[slot] = page
+        self._flags[slot] = WRITABLE if content.writable else 0
         self._slots[page] = slot
-        self._baseline[page] = content
-        self._arena[slot * PAGE : (slot + 1) * PAGE] = content.data
+        self._now[slot] = self._baseline[slot] = _words(content.data)
         return slot
 
     def add(self, page: int, data: bytes, writable: bool = True) -> None:
         """A page of our own at a virtual address that the target does not use."""
         self._load(page, Page(data.ljust(PAGE, b"\0"), writable))
 
+    # -- bytes -------------------------------------------------------------------------------------
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes as the emulated code would see them now. Raises MissingMemory."""
+        inside = address % PAGE
+        if inside + size <= PAGE:
+            slot = self._slots.get(address - inside)
+            start = self.place(address) if slot is None else slot * PAGE + inside
+            return self._arena[start : start + size]
         return b"".join(self._arena[at : at + length] for at, length in self._runs(address, size))
 
     def poke(self, address: int, data: bytes) -> None:
         """Change the baseline: part of the scene that is set, not of what the code wrote."""
         done = 0
         for at, length in self._runs(address, len(data)):
-            self._arena[at : at + length] = data[done : done + length]
-            page = self._owners[at // PAGE]
-            old = self._baseline[page]
-            start = at % PAGE
-            merged = old.data[:start] + data[done : done + length] + old.data[start + length :]
-            self._baseline[page] = Page(merged, old.writable)
+            piece = data[done : done + length]
+            self._arena[at : at + length] = piece
+            ctypes.memmove(self._baseline.ctypes.data + at, piece, length)
             done += length
 
     def _runs(self, address: int, size: int) -> Iterator[tuple[int, int]]:
@@ -122,57 +187,86 @@ class Memory:
             yield self.place(address), length
             address += length
 
+    # -- what was written --------------------------------------------------------------------------
+
+    @property
+    def _written(self) -> Any:
+        """The slots that may differ from the baseline."""
+        return self._dirty[: self.table.n_dirty]
+
     def changes(self) -> list[Change]:
         """What the code wrote that is not what was there, in runs of at least one equal byte."""
         out: list[Change] = []
-        for page in sorted(self.dirty):
-            before = self._baseline[page].data
-            start = self._slots[page] * PAGE
-            after = self._arena[start : start + PAGE]
-            if before == after:
-                continue
+        for slot in sorted(self._written.tolist(), key=self._pages.__getitem__):
+            page = int(self._pages[slot])
+            before, after = self._baseline[slot].tobytes(), self._now[slot].tobytes()
             for low, high in _differences(before, after):
                 out.append(Change(page + low, before[low:high], after[low:high]))
         return out
 
     def rollback(self) -> None:
         """Every byte as in the baseline again; costs one copy per page that was written."""
-        for page in self.dirty:
-            start = self._slots[page] * PAGE
-            self._arena[start : start + PAGE] = self._baseline[page].data
-        self.dirty.clear()
+        slots = self._written
+        self._now[slots] = self._baseline[slots]
+        if len(slots) > _KEPT:
+            self._flags[slots] &= ~np.uint8(DIRTY)
+            self.table.n_dirty = 0
+            self.withdrawn += 1
 
-    def state(self) -> dict[int, bytes]:
-        """The written pages as they are now, for ``restore``."""
-        return {page: self._bytes(page) for page in self.dirty}
+    def state(self) -> State:
+        """What differs from the baseline now, for ``restore``: equal for equal contents.
 
-    def restore(self, state: dict[int, bytes]) -> None:
-        """Go back to a ``state()`` of this memory."""
+        Addresses of pages, for each a mask of its changed 64-byte lines, those lines; before all
+        the number of pages. 8-byte words throughout.
+        """
+        slots = self._written
+        now = self._now[slots]
+        changed = (now != self._baseline[slots]).any(axis=2)
+        which = np.flatnonzero(changed.any(axis=1))
+        if not len(which):
+            return b""
+        which = which[np.argsort(self._pages[slots[which]])]
+        pages, changed, now = self._pages[slots[which]], changed[which], now[which]
+        masks = np.packbits(changed, axis=1, bitorder="little").view(np.uint64)
+        count = np.array([len(which)], np.uint64)
+        return b"".join((count.tobytes(), pages.tobytes(), masks.tobytes(), now[changed].tobytes()))
+
+    def restore(self, state: State) -> None:
+        """Go back to a ``state()`` of this memory, or of a copy of it in another process."""
         self.rollback()
-        for page, data in state.items():
-            start = self._slots[page] * PAGE
-            self._arena[start : start + PAGE] = data
-        self.dirty = set(state)
+        if not state:
+            return
+        words = np.frombuffer(state, np.uint64)
+        count = int(words[0])
+        pages = words[1 : 1 + count].tolist()
+        for page in pages:
+            self.place(page)
+            self.grant(page)
+        masks = words[1 + count : 1 + 2 * count].view(np.uint8).reshape(count, 8)
+        rows, lines = np.nonzero(np.unpackbits(masks, axis=1, bitorder="little"))
+        slots = np.array([self._slots[page] for page in pages])
+        self._now[slots[rows], lines] = words[1 + 2 * count :].reshape(-1, _LINE // 8)
 
-    def _bytes(self, page: int) -> bytes:
-        start = self._slots[page] * PAGE
-        return self._arena[start : start + PAGE]
+
+def host_memory(size: int) -> mmap.mmap:
+    """Zeroed memory that is used as it is touched."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
 
 
-def _differences(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+def _words(data: bytes) -> Any:
+    return np.frombuffer(data, np.uint64).reshape(_LINES, _LINE // 8)
+
+
+def _differences(before: bytes, after: bytes) -> list[tuple[int, int]]:
     """Ranges [low, high) in which two pages differ, neighbours within a word joined."""
-    low = high = -1
-    for at in range(PAGE):
-        if before[at] == after[at]:
-            continue
-        if low < 0:
-            low = at
-        elif at - high >= 8:
-            yield low, high
-            low = at
-        high = at + 1
-    if low >= 0:
-        yield low, high
+    a, b = np.frombuffer(before, np.uint8), np.frombuffer(after, np.uint8)
+    places = np.flatnonzero(a != b)
+    if not len(places):
+        return []
+    cuts = np.flatnonzero(np.diff(places) > 8)
+    lows = places[np.concatenate(([0], cuts + 1))]
+    highs = places[np.concatenate((cuts, [len(places) - 1]))] + 1
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
-__all__ = ["Change", "Memory", "MissingMemory", "OutOfSlots", "Page"]
+__all__ = ["Change", "Memory", "MissingMemory", "OutOfSlots", "Page", "State", "Table"]

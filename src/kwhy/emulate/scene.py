@@ -210,6 +210,7 @@ class KernelScene:
         if original is None or original == arch.TRAP:
             return End("stopped", address, "a probe is planted there, and what it covers is lost")
         self.memory.poke(address, original)
+        machine.forget(address, len(original))
         self.notes.append(f"a probe at {self.where(address)} was taken out of the copy")
         machine.set(arch.PC, address)
         return None
@@ -226,6 +227,10 @@ class KernelScene:
             return 0
         # Both begin with a sequence counter, then the timekeeper (kernel/time/timekeeping.c).
         return self.word(place + _TIMEKEEPER + field.offset)
+
+    def counter(self) -> int:
+        """The time-stamp counter: as the clock read it last, so that time does not pass here."""
+        return self._last_cycle
 
     def undefined(self, machine: Machine, address: int) -> End | None:
         """``ud2``: a WARN is passed over, a BUG ends the run (include/asm-generic/bug.h)."""

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
+from kwhy.emulate.memory import State
 from kwhy.emulate.model import Model
-from kwhy.emulate.world import State, Stopped, World
+from kwhy.emulate.world import Stopped, World
 
 CHUNK = 16  # states that are handed to a process at a time
 MAX_STATES = 200_000
@@ -100,7 +101,7 @@ def search(
     global _model, _world, _seen
     _model, _world = model, world
     begun = time.monotonic()
-    world.load({})
+    world.load(b"")
     first = model.state(world)
     why = model.bad(world)
     progress = Progress()
@@ -108,7 +109,7 @@ def search(
         return Outcome((), why, 0, False, True, progress)
     _seen = {first}
     seen = {first}
-    frontier: list[tuple[Path, State]] = [((), {})]
+    frontier: list[tuple[Path, State]] = [((), b"")]
     with _workers(jobs) as expand:
         for level in range(1, depth + 1):
             batches = [frontier[i : i + CHUNK] for i in range(0, len(frontier), CHUNK)]
@@ -173,11 +174,11 @@ def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0)
     begun = time.monotonic()
     progress = Progress()
     path: list[str] = []
-    world.load({})
+    world.load(b"")
     for _ in range(steps):
         if len(path) >= depth:
             path = []
-            world.load({})
+            world.load(b"")
         operation = chance.choice(model.operations)
         progress.transitions += 1
         progress.seconds = time.monotonic() - begun
@@ -188,7 +189,7 @@ def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0)
         except Stopped as error:
             progress.stopped[str(error)] = progress.stopped.get(str(error), 0) + 1
             path = []
-            world.load({})
+            world.load(b"")
             continue
         if why:
             return Outcome(tuple(path), why, len(path), False, False, progress)
@@ -197,7 +198,7 @@ def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0)
 
 def replay(model: Model, world: World, path: Path) -> list[list[str]]:
     """The state in words at the beginning and after each step."""
-    world.load({})
+    world.load(b"")
     out = [list(model.show(world))]
     for operation in path:
         model.step(operation, world)

@@ -11,7 +11,8 @@ from typing import Any
 
 import networkx as nx
 
-from kwhy.emulate.history import Frame, History
+from kwhy.emulate.frames import Frame
+from kwhy.emulate.history import History
 from kwhy.errors import FATAL
 from kwhy.flow.cfg import NORETURN, Code, Function
 
@@ -30,8 +31,9 @@ def decided(history: History, *, deep: bool = False, addresses: bool = False) ->
         return []
     slicer = _Slicer(history, addresses)
     first = history.all_frames[0]
-    if first.result is not None and first.result_step is not None:
-        slicer.follow(first.result_step)
+    made = history.result_step(first)
+    if first.result is not None and made is not None:
+        slicer.follow(made)
     else:
         slicer.control(len(history.steps) - 1)
     if deep:
@@ -45,9 +47,6 @@ class _Slicer:
         self.addresses = addresses
         self.found: set[int] = set()
         self._done: set[int] = set()
-        self._by_frame: dict[int, list[int]] = {}
-        for step in history.branches:
-            self._by_frame.setdefault(history.frame_at[step], []).append(step)
 
     def follow(self, step: int) -> None:
         """The steps whose values flow into that of ``step``, and what decided that they ran."""
@@ -59,9 +58,9 @@ class _Slicer:
             self._done.add(step)
             if step in history.branches:
                 self.found.add(step)
-            todo += history.data[step]
+            todo += history.data(step)
             if self.addresses:
-                todo += history.places[step]
+                todo += history.places(step)
             self.control(step)
 
     def control(self, step: int) -> None:
@@ -84,12 +83,12 @@ class _Slicer:
         while new := self.found - asked:
             asked |= new
             for branch in new:
-                for step in self.history.asked[branch]:
+                for step in self.history.asked(branch):
                     self.follow(step)
 
     def _controlling(self, frame: Frame, step: int) -> int | None:
         """The last branch before ``step`` in its frame that decided whether it ran."""
-        own = self._by_frame.get(frame.number)
+        own = self.history.branches_by_frame.get(frame.number)
         if not own:
             return None
         graph = _dependence(self.history.code, frame.entry)
@@ -99,11 +98,13 @@ class _Slicer:
         here = segments.get(self.history.steps[step])
         if here is None:
             return None
-        for branch in reversed(own[: bisect.bisect_left(own, step)]):
-            if self.history.branches[branch].kind != "branch":
-                continue
-            at = segments.get(self.history.steps[branch])
-            if at is not None and at in controls.get(here, ()):
+        deciding = controls.get(here, frozenset())
+        if not deciding:
+            return None
+        for at in range(bisect.bisect_left(own, step) - 1, -1, -1):
+            branch = own[at]
+            segment = segments.get(self.history.steps[branch])
+            if segment in deciding and self.history.steps_of.insn(branch).kind == "branch":
                 return branch
         return None
 

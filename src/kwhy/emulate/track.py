@@ -1,31 +1,49 @@
 """What ran: the facts that a machine's hooks write down."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """A memory access by the instruction at index ``step`` of the trace; ``value`` little-endian.
-
-    What a write stores, what a read finds.
-    """
-
-    step: int
-    write: bool
-    address: int
-    size: int
-    value: int
+ACCESS = np.dtype(
+    [
+        ("value", np.uint64),
+        ("address", np.uint64),
+        ("block", np.uint32),
+        ("offset", np.uint16),
+        ("size", np.uint8),
+        ("write", np.uint8),
+    ]
+)
+"""A memory access: by the instruction at ``offset`` in the ``block``-th block; the (virtual)
+address and the bytes, little-endian, that a write stores or a read finds; of at most 8."""
 
 
 @dataclass(slots=True)
-class Track:
-    """What ran: basic blocks as (address, size in bytes), and in detail each instruction.
+class Cut:
+    """A block that was left in its middle, at the address ``at``."""
 
-    ``registers[i]`` are the general registers when instruction ``entries[i]`` of ``steps`` began a
-    block. The three lists of detail stay empty when nobody asked for them.
+    block: int
+    at: int
+
+
+@dataclass
+class Track:
+    """What ran: basic blocks by address and size in bytes; in detail registers and accesses.
+
+    ``registers[i]`` are the general registers when block ``i`` began, ``accesses`` is an array of
+    ACCESS in the order they happened. Both are empty when nobody asked for detail. The instructions
+    that ran are those of the blocks, but for ``cuts``.
     """
 
-    blocks: list[tuple[int, int]] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    accesses: list[Access] = field(default_factory=list)
-    registers: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    addresses: Any = field(default_factory=lambda: np.empty(0, np.uint64))
+    sizes: Any = field(default_factory=lambda: np.empty(0, np.uint32))
+    registers: Any = field(default_factory=lambda: np.empty((0, 0), np.uint64))
+    accesses: Any = field(default_factory=lambda: np.empty(0, ACCESS))
+    cuts: tuple[Cut, ...] = ()
+
+    @cached_property
+    def blocks(self) -> list[tuple[int, int]]:
+        """The blocks as (address, size)."""
+        return list(zip(self.addresses.tolist(), self.sizes.tolist(), strict=True))

@@ -6,13 +6,12 @@ What models for ``kwhy explore`` are written against.
 from kwhy.arch import x86_64_emulation as machine_arch
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.ground import Ground
+from kwhy.emulate.memory import State
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import InputError
 from kwhy.kernel.model import Kernel
 
 LIMIT = 100_000  # basic blocks of one call
-
-State = dict[int, bytes]
 
 
 class Stopped(Exception):
@@ -82,7 +81,7 @@ class World:
         return self.scene.memory.state()
 
     def load(self, state: State) -> None:
-        """Go back to a saved state; {} is the beginning."""
+        """Go back to a saved state; empty, it is the beginning."""
         self.scene.memory.restore(state)
 
     def _read(self, address: int, size: int) -> bytes:
