@@ -36,8 +36,9 @@ def test_report_of_steps() -> None:
 
 
 def test_steps_are_separated_by_three_dashes() -> None:
-    """Two commands are two steps; an empty one is a mistake."""
+    """Two commands are two steps, none means keys; an empty one is a mistake."""
     assert [["a", "b"], ["c"]] == _steps(["a", "b", "---", "c"])
-    for words in ([], ["a", "---"], ["---", "a"]):
+    assert [] == _steps([])
+    for words in (["a", "---"], ["---", "a"]):
         with pytest.raises(UsageError):
             _steps(words)

@@ -49,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
         from kwhy.cli import spin
 
         return spin.explain_saved(case, args)
+    if case.facts.question.get("verb") == "watch":
+        from kwhy.cli import watch
+
+        return watch.explain_saved(case, args)
     asked = {"syscall": args.syscall, "errno": args.errno.upper() if args.errno else None}
     if any(asked.values()):  # another question than the one that the case was made for
         case.facts.question.update(asked)

@@ -2,7 +2,8 @@
 
 import argparse
 import functools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kwhy.cli import answer
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
 HELP = (
     "Take a typed picture of a data structure before and after each step, and print what changed. "
-    "Steps are separated by a word that is three dashes: -- CMD1 --- CMD2."
+    "Steps are separated by a word that is three dashes: -- CMD1 --- CMD2. Without a command each "
+    "press of Enter is one."
 )
+KEY = ("Enter",)
+"""The step that somebody makes who is watching."""
 SEPARATOR = "---"
 
 
@@ -31,33 +35,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pin", metavar="CPU", type=int, help="run the commands on this CPU")
     parser.add_argument("--repeat", metavar="N", type=int, default=1, help="do it all N times")
-    parser.add_argument(
-        "command", metavar="-- CMD ...", nargs=argparse.REMAINDER, help="what to run"
-    )
+    parser.add_argument("command", metavar="-- CMD ...", nargs="*", help="what to run")
 
 
 def run(args: argparse.Namespace) -> int:
     """Pictures and differences; 0 when something changed, 1 when nothing did."""
+    from kwhy.case.live import LiveEvidence
     from kwhy.cli.connect import connect
-    from kwhy.report import watch
 
     if args.core is not None or args.case is not None:
         raise UsageError("what stands still cannot be watched: kwhy watch needs a live target")
     if args.depth < 0 or args.repeat < 1:
         raise UsageError("--depth takes 0 or more, --repeat 1 or more")
-    steps = _steps(args.command[1:] if args.command[:1] == ["--"] else args.command)
+    steps = _steps(args.command)
     check_put_files(args.put)
     with connect(args, probe=False) as link:
         for put in args.put:
             link.put(put.local, put.remote)
-        moments = list(_moments(link, args, steps * args.repeat))
-    draw = functools.partial(watch.render, args.expression, moments)
-    data = watch.as_json(args.expression, moments)
-    answer.finish(args, None, draw, data, f"what changed of {args.expression}")
+        evidence = LiveEvidence(link)
+        evidence.facts.question = {"verb": "watch", "expression": args.expression}
+        moments = list(_moments(link, evidence, args, steps * args.repeat))
+        return _give(args.expression, moments, evidence, args)
+
+
+def explain_saved(case: Any, args: argparse.Namespace) -> int:
+    """The report of a saved case again, from its pictures."""
+    from kwhy.emulate.picture import differences
+    from kwhy.report.watch import Moment
+
+    moments: list[Moment] = []
+    before: Picture = {}
+    for kept in case.facts.extra.get("pictures") or ():
+        after = kept["picture"]
+        if kept["step"] is not None:
+            changes = differences(before, after)
+            moments.append(
+                Moment(tuple(kept["step"]), kept["status"], kept["output"], changes, len(after))
+            )
+        before = after
+    return _give(str(case.facts.question.get("expression")), moments, case, args)
+
+
+def _give(
+    expression: str, moments: "list[Moment]", evidence: Any, args: argparse.Namespace
+) -> int:
+    from kwhy.report import watch
+
+    draw = functools.partial(watch.render, expression, moments)
+    data = watch.as_json(expression, moments)
+    answer.finish(args, evidence, draw, data, f"what changed of {expression}")
     return 0 if any(moment.changes for moment in moments) else 1
 
 
 def _steps(words: list[str]) -> list[list[str]]:
+    """The commands; none at all means keys."""
+    if not words:
+        return []
     steps: list[list[str]] = [[]]
     for word in words:
         if word == SEPARATOR:
@@ -70,28 +103,41 @@ def _steps(words: list[str]) -> list[list[str]]:
 
 
 def _moments(
-    link: "Link", args: argparse.Namespace, steps: list[list[str]]
+    link: "Link", evidence: "LiveEvidence", args: argparse.Namespace, steps: list[list[str]]
 ) -> "Iterator[Moment]":
-    """Run the steps; each with the picture after it and what it changed."""
-    from kwhy.case.live import LiveEvidence
+    """Run the steps, or wait for them; each with the picture after it and what it changed."""
     from kwhy.emulate.picture import differences
-    from kwhy.report.watch import Moment
+    from kwhy.report.watch import Moment, step
 
-    evidence = LiveEvidence(link)
-    evidence.facts.question = {"verb": "watch", "expression": args.expression}
-    kept: list[Any] = []
     before = _picture(evidence, args)
-    kept.append({"step": None, "picture": before})
-    for words in steps:
-        pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
-        status, output = _run(link, [*pinned, *words], args.timeout)
+    kept: list[Any] = [{"step": None, "picture": before}]
+    evidence.facts.extra["pictures"] = kept
+    for words, status, output in _ran(link, args, steps) if steps else _pressed():
         after = _picture(evidence, args)
-        kept.append({"step": words, "picture": after})
-        yield Moment(tuple(words), status, output, differences(before, after), len(after))
+        kept.append({"step": list(words), "status": status, "output": output, "picture": after})
+        moment = Moment(tuple(words), status, output, differences(before, after), len(after))
+        if not steps:  # who presses keys wants to see at once what they gave
+            print(step(len(kept) - 1, moment).text().plain, file=sys.stderr, flush=True)
+        yield moment
         before = after
-    if args.save is not None:
-        evidence.facts.extra["pictures"] = kept
-        evidence.save(args.save)
+
+
+def _ran(
+    link: "Link", args: argparse.Namespace, steps: list[list[str]]
+) -> Iterator[tuple[Sequence[str], int, str]]:
+    """Each step's command with its status and output, when it has run."""
+    pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
+    for words in steps:
+        yield (words, *_run(link, [*pinned, *words], args.timeout))
+
+
+def _pressed() -> Iterator[tuple[Sequence[str], int, str]]:
+    """A step whenever a line comes; the end of the input, or a q, ends."""
+    print("kwhy: Enter takes a picture, q ends", file=sys.stderr, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "q":
+            return
+        yield KEY, 0, ""
 
 
 def _picture(evidence: "LiveEvidence", args: argparse.Namespace) -> "Picture":

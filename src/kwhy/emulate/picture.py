@@ -1,8 +1,11 @@
 """A typed picture of a data structure: every value that can be reached, by its path.
 
-Pictures of different moments are compared value by value.
+A structure behind a pointer is in it once, under its type and address, however many pointers lead
+there: so a value keeps its path when the pointers change. Pictures of different moments are
+compared value by value.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +19,9 @@ from kwhy.kernel.symbols import PER_CPU_LIMIT
 MAX_VALUES = 5000
 MAX_ELEMENTS = 64
 
+TAGS = 3  # a pointer with one of these bits set leads to no structure
+
 Picture = dict[str, str]
-Trail = frozenset[tuple[int, str]]
-"""The structures on the way to a value, by address and type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,22 @@ class Change:
 def take(kernel: Kernel, expression: str, depth: int, cpu: int = 0) -> Picture:
     """The value of ``expression`` and what its pointers lead to, at most ``depth`` of them deep.
 
-    Paths begin behind the expression.
+    Paths begin behind the expression, or with the structure: ``page@0xff30.read``.
     Raises UsageError for an expression that cannot be understood.
     """
     program = open_program(kernel)
+    root = parse_expression(expression, _names(kernel, program, cpu))
     out: Picture = {}
-    _walk(parse_expression(expression, _names(kernel, program, cpu)), "", depth, out, frozenset())
+    known = {_identity(root)}
+    todo = deque([(root, "", depth)])
+    while todo:
+        value, path, left = todo.popleft()
+        behind: list[Any] = []
+        _walk(value, path, out, behind)
+        for each in behind if left > 0 else ():
+            if _identity(each) not in known:
+                known.add(_identity(each))
+                todo.append((each, _label(each), left - 1))
     return out
 
 
@@ -81,23 +94,39 @@ def _names(kernel: Kernel, program: Any, cpu: int) -> Names:
     )
 
 
-def _walk(value: Any, path: str, depth: int, out: Picture, seen: Trail) -> None:
-    """Put ``value`` and what hangs on it into ``out``."""
+def _identity(value: Any) -> tuple[int | None, str]:
+    return value.address_, _plain(value.type_).type_name()
+
+
+def _label(value: Any) -> str:
+    """The name of a structure that a pointer leads to."""
+    return f"{_plain(value.type_).tag or 'structure'}@{value.address_:#x}"
+
+
+def _plain(kind: Any) -> Any:
+    """A type behind its typedefs."""
+    import drgn
+
+    while kind.kind == drgn.TypeKind.TYPEDEF:
+        kind = kind.type
+    return kind
+
+
+def _walk(value: Any, path: str, out: Picture, behind: list[Any]) -> None:
+    """Put ``value`` into ``out``, and the structures that its pointers lead to into ``behind``."""
     import drgn
 
     if len(out) >= MAX_VALUES:
         out["…"] = f"cut off after {MAX_VALUES} values"
         return
-    kind = value.type_
-    while kind.kind == drgn.TypeKind.TYPEDEF:
-        kind = kind.type
+    kind = _plain(value.type_)
     try:
         if kind.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION):
-            _members(value, kind, path, depth, out, seen)
+            _members(value, kind, path, out, behind)
         elif kind.kind == drgn.TypeKind.ARRAY:
-            _elements(value, kind, path, depth, out, seen)
+            _elements(value, kind, path, out, behind)
         elif kind.kind == drgn.TypeKind.POINTER:
-            _pointer(value, kind, path, depth, out, seen)
+            out[path] = _pointer(value, kind, behind)
         elif kind.kind != drgn.TypeKind.FUNCTION:
             out[path] = value.format_(type_name=False)
     except drgn.FaultError as error:
@@ -108,15 +137,13 @@ def _walk(value: Any, path: str, depth: int, out: Picture, seen: Trail) -> None:
         out[path] = f"not shown: {error}"
 
 
-def _members(
-    value: Any, kind: Any, path: str, depth: int, out: Picture, seen: Trail
-) -> None:
+def _members(value: Any, kind: Any, path: str, out: Picture, behind: list[Any]) -> None:
     for member in kind.members or ():
         if member.name is None:
-            _walk(drgn_member(value, member), path, depth, out, seen)
+            _walk(drgn_member(value, member), path, out, behind)
         else:
             inner = f"{path}.{member.name}" if path else member.name
-            _walk(value.member_(member.name), inner, depth, out, seen)
+            _walk(value.member_(member.name), inner, out, behind)
 
 
 def drgn_member(value: Any, member: Any) -> Any:
@@ -128,9 +155,7 @@ def drgn_member(value: Any, member: Any) -> Any:
     )
 
 
-def _elements(
-    value: Any, kind: Any, path: str, depth: int, out: Picture, seen: Trail
-) -> None:
+def _elements(value: Any, kind: Any, path: str, out: Picture, behind: list[Any]) -> None:
     import drgn
 
     if kind.length is None:
@@ -140,24 +165,19 @@ def _elements(
         out[path] = value.format_(type_name=False)
         return
     for index in range(min(kind.length, MAX_ELEMENTS)):
-        _walk(value[index], f"{path}[{index}]", depth, out, seen)
+        _walk(value[index], f"{path}[{index}]", out, behind)
 
 
-def _pointer(
-    value: Any, kind: Any, path: str, depth: int, out: Picture, seen: Trail
-) -> None:
+def _pointer(value: Any, kind: Any, behind: list[Any]) -> str:
+    """The text of a pointer."""
     import drgn
 
     address = value.value_()
-    out[path] = f"{address:#x}" if address else "NULL"
-    target = kind.type
-    while target.kind == drgn.TypeKind.TYPEDEF:
-        target = target.type
-    known = (address, target.type_name())
+    target = _plain(kind.type)
     is_struct = target.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION)
-    if depth < 1 or not address or not is_struct or known in seen or not target.is_complete():
-        return
-    inner: Picture = {}
-    _walk(value[0], path, depth - 1, inner, seen | {known})
-    for name, text in inner.items():
-        out[f"{path}->{name.removeprefix(path).removeprefix('.')}"] = text
+    if not address:
+        return "NULL"
+    if not is_struct or address & TAGS or not target.is_complete():
+        return f"{address:#x}"
+    behind.append(value[0])
+    return _label(behind[-1])

@@ -29,18 +29,36 @@ def render(expression: str, moments: Sequence[Moment], width: int = 80) -> Page:
     seen = moments[-1].values if moments else 0
     page.write((f"{expression}", "bold"), (f": {words.count(seen, 'value')}", ""))
     for number, moment in enumerate(moments, 1):
-        ended = f"  (status {moment.status})" if moment.status else ""
-        page.heading(f"{number}. {shlex.join(moment.command)}", ended)
-        if not moment.changes:
-            page.write(("nothing changed", "dim"), indent=3)
-        for change in moment.changes:
-            _change(page, change)
+        _moment(page, number, moment)
     return page
+
+
+def step(number: int, moment: Moment, width: int = 80) -> Page:
+    """One step as a page, for who watches it happen."""
+    page = Page(width=max(40, width))
+    _moment(page, number, moment)
+    return page
+
+
+def _moment(page: Page, number: int, moment: Moment) -> None:
+    ended = f"  (status {moment.status})" if moment.status else ""
+    page.heading(f"{number}. {shlex.join(moment.command)}", ended)
+    if not moment.changes:
+        page.write(("nothing changed", "dim"), indent=3)
+    gone: dict[str, None] = {}
+    for change in moment.changes:
+        structure, _, field = change.path.partition(".")
+        if change.after is None and "@" in structure and field:
+            gone[structure] = None
+        else:
+            _change(page, change)
+    for structure in gone:
+        page.write((structure, ""), ("  no pointer leads there any more", "dim"), indent=3, hang=7)
 
 
 def _change(page: Page, change: Change) -> None:
     before = "(not there)" if change.before is None else change.before
-    after = "(gone)" if change.after is None else change.after
+    after = "(not there)" if change.after is None else change.after
     page.write(
         (change.path, ""), (f"  {before}", "red"), (" → ", "dim"), (after, "green"),
         indent=3, hang=7,

@@ -1,0 +1,99 @@
+"""``kwhy watch`` on the tracer's ring buffer: the page states that a field report drew by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.desk import kwhy, own_guest, run_in
+
+from kwhy import lab
+from kwhy.case.casefile import CaseFile
+from kwhy.lab.spins import SETTINGS
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+#: Two pages and the reader's; a call to getppid() reserves an event and discards it (see ring.py).
+ARM = """set -e
+cd /sys/kernel/tracing
+echo 'p:bomb __x64_sys_getppid' >> kprobe_events
+echo 0 > tracing_on
+echo 4 > buffer_size_kb
+echo '__probe_ip == 0' > events/kprobes/bomb/filter
+echo 'hist:keys=common_pid:ts0=common_timestamp.usecs if __probe_ip == 0' \
+ > events/kprobes/bomb/trigger
+echo 1 > events/kprobes/bomb/enable
+echo > trace
+echo 1 > tracing_on
+"""
+STEP = """import os, sys
+root = "/sys/kernel/tracing/"
+
+def fill():
+    with open(root + "trace_marker", "wb", 0) as marker:
+        marker.write(b"x" * 4038)
+
+def read():
+    pipe = os.open(root + "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
+    os.read(pipe, 4000)
+    os.read(pipe, 4000)
+
+def discard():
+    os.getppid()
+
+globals()[sys.argv[1]]()
+"""
+FULL = 4064  # bytes of a page that one such event fills
+
+
+def changed(step: dict[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    return {each["path"]: (each["before"], each["after"]) for each in step["changes"]}
+
+
+def test_page_states_of_the_ring_buffer(tmp_path: Path) -> None:
+    """Filled, read, wrapped around and discarded: which page is head, commit, tail and reader, and
+    the write, commit and read of each; from the live guest and again from the case."""
+    program, case = tmp_path / "step.py", tmp_path / "it.kwhy"
+    program.write_text(STEP)
+    names = ["fill", "read", "fill", "fill", "fill", "read", "discard"]
+    words = " --- ".join(f"python3 step.py {name}" for name in names).split()
+    with own_guest("6.12", "watch", cpus=SETTINGS.cpus, append=SETTINGS.append) as guest:
+        with lab.open_link(guest) as link:
+            assert (0, "") == run_in(link, "sh", "-c", ARM)[::2]
+        answer = kwhy(
+            "watch", "*global_trace.array_buffer.buffer->buffers[1]", "--lab", guest.name,
+            "--pin", "1", "--put", f"{program}:step.py", "--json", "--save", str(case),
+            "--", *words,
+        )  # fmt: skip
+    assert 0 == answer.status, answer.err
+    again = kwhy("explain", str(case), "--json")
+    assert answer.verdict == again.verdict
+    steps = [changed(step) for step in answer.verdict["steps"]]
+    fill, read, second, third, wrap, _, discard = steps
+
+    (page,) = (path.split(".")[0] for path in fill if path.endswith(".write.a.counter"))
+    (data,) = (path.split(".")[0] for path in fill if path.endswith(".commit.a.counter"))
+    assert ("0", str(FULL)) == fill[f"{page}.write.a.counter"] == fill[f"{data}.commit.a.counter"]
+    assert ("0", "1") == fill["entries.a.counter"]
+
+    # The reader takes the page that was the head, and has read it up.
+    assert page == read["reader_page"][1] == read["head_page"][0]
+    assert ("0", str(FULL)) == read[f"{page}.read"]
+
+    # The next event goes to the other page: tail and commit move there together.
+    assert page == second["tail_page"][0] == second["commit_page"][0]
+    assert second["tail_page"] == second["commit_page"]
+    assert third["tail_page"][0] == second["tail_page"][1]
+
+    # No page is left: the oldest event is lost, and the head goes on.
+    assert ("0", "1") == wrap["overrun.a.counter"]
+    assert ("0", "1") == wrap["pages_lost.a.counter"]
+
+    # A discarded event leaves a page that is being written, empty, with an index of its last use.
+    fresh = discard["commit_page"][1]
+    assert fresh == discard["tail_page"][1] == page
+    assert "entries.a.counter" not in discard
+    pictures: Any = CaseFile(case).facts.extra["pictures"]
+    last = pictures[-1]["picture"]
+    behind = last[f"{fresh}.page"]
+    assert "0" == last[f"{behind}.commit.a.counter"]
+    assert int(last[f"{fresh}.read"]) >= FULL
