@@ -1,5 +1,6 @@
 """kwhy call on a running kernel: dry runs against the real calls, nothing changed, cases."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,6 +178,31 @@ def test_the_same_answer_live_from_a_dump_and_from_cases(guests: Guests, tmp_pat
         assert {"value": "1", "type": "bool"} == outcome.verdict["ret"]
         assert live.verdict["because"] == outcome.verdict["because"]
     assert "cpu_buffer->reader_page->read" in json.dumps(live.verdict["because"])
+
+
+def test_a_guest_that_cannot_answer(guests: Guests, tmp_path: Path) -> None:
+    """While QEMU holds the guest still, its memory is read from outside; the answer is the same."""
+    guest = guests("6.12")
+    question = ["find_task_by_vpid(1)", "--why", "--json"]
+    case = tmp_path / "paused.kwhy"
+    before = kwhy("call", "--lab", guest.name, *question)
+    with contextlib.closing(guest.qmp()) as qmp:
+        qmp.command("stop")
+    try:
+        paused = kwhy("call", "--lab", guest.name, *question, "--save", str(case))
+        socket = kwhy("call", "--core", str(guest.control_socket), *question)
+        stack = kwhy("hang", "--lab", guest.name, "2")
+    finally:
+        with contextlib.closing(guest.qmp()) as qmp:
+            qmp.command("cont")
+    explained = kwhy("explain", str(case), "--json")
+    for outcome in (paused, socket, explained):
+        assert 0 == outcome.status, outcome.err
+        assert before.verdict["ret"] == outcome.verdict["ret"]
+        assert before.verdict["because"] == outcome.verdict["because"]
+        assert any("QEMU's control socket" in n for n in outcome.verdict["evidence"]["notes"])
+    assert "kthreadd()+0x" in stack.out
+    assert kwhy("call", "--lab", guest.name, *question).verdict["evidence"]["notes"]
 
 
 BUFFER = "global_trace.array_buffer.buffer"

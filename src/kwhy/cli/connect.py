@@ -3,9 +3,13 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kwhy.errors import UsageError
+
+ANSWER_WITHIN = 20.0
+"""Seconds until a guest that does not answer is looked at from outside."""
 
 
 @contextmanager
@@ -41,10 +45,20 @@ def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
         from kwhy.case.casefile import CaseFile
 
         yield CaseFile(args.case)
+    elif args.core is not None and args.core.is_socket():
+        from kwhy.case.monitor import guest_memory
+
+        with guest_memory(args.core, f"the guest of {args.core}") as seen:
+            yield seen
     elif args.core is not None:
         from kwhy.case.vmcore import VmcoreEvidence
 
         yield VmcoreEvidence(args.core)
+    elif args.lab is not None and (socket := _mute(args)) is not None:
+        from kwhy.case.monitor import guest_memory
+
+        with guest_memory(socket, f"the guest {args.lab}") as seen:
+            yield seen
     else:
         from kwhy.case.live import LiveEvidence
 
@@ -52,10 +66,23 @@ def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
             yield LiveEvidence(link)
 
 
+def _mute(args: argparse.Namespace) -> Path | None:
+    """QEMU's control socket of a guest that runs but does not answer; None for any other."""
+    from kwhy import lab
+
+    guest = lab.find(args.lab)
+    if guest is None or guest.answers(min(args.timeout or ANSWER_WITHIN, ANSWER_WITHIN)):
+        return None
+    return guest.control_socket
+
+
 def read_again(evidence: Any) -> Any:
     """A fresh reading of a live target's memory; None for what stands still."""
     from kwhy.case.live import LiveEvidence
+    from kwhy.case.program import ProgramEvidence
 
+    if isinstance(evidence, ProgramEvidence):
+        return evidence.again()
     if not isinstance(evidence, LiveEvidence):
         return None
     fresh = LiveEvidence(evidence.link, evidence.facts)

@@ -27,7 +27,9 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--lab", metavar="VERSION", help="a Debian kernel in a QEMU guest (6.12), or a named guest"
     )
-    one.add_argument("--core", metavar="VMCORE", type=Path, help="a kernel dump")
+    one.add_argument(
+        "--core", metavar="VMCORE", type=Path, help="a kernel dump, or a QEMU guest's QMP socket"
+    )
     one.add_argument("--case", metavar="FILE", type=Path, help="a saved case")
     add_put_argument(group)
     add_common_arguments(parser)

@@ -44,7 +44,8 @@ class Kernel:
         self.release = self.identity.release
         self.build_id = self.identity.build_id
         self.arch = self.identity.arch
-        self.notes: list[str] = []
+        note = evidence.facts.extra.get("note")  # how the evidence was had, where that matters
+        self.notes: list[str] = [note] if isinstance(note, str) else []
         self._debug, self._source = debug, source
         self._frames: dict[int, list[SourceFrame]] = {}
         self._texts: dict[str, str | None] = {}

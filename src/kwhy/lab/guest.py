@@ -36,6 +36,8 @@ AGENT_PORTS = 4
 BOOT_LIMIT = 120.0
 #: Seconds to write a guest's memory to a file.
 DUMP_LIMIT = 120.0
+#: Seconds in which a guest answers that has nothing else to do.
+_SOON = 3.0
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
 
 
@@ -111,9 +113,30 @@ class Guest:
         """A unix socket: the guest's terminal hvc0 with a root shell."""
         return self.directory / "shell"
 
+    @property
+    def control_socket(self) -> Path:
+        """QEMU's (not the guest's) control socket; it speaks QMP with one client at a time."""
+        return self.directory / "qmp"
+
     def qmp(self) -> Qmp:
-        """A connection to QEMU's control socket; one at a time."""
-        return Qmp(self.directory / "qmp")
+        """A connection to QEMU's control socket."""
+        return Qmp(self.control_socket)
+
+    def answers(self, timeout: float) -> bool:
+        """Whether the guest's process 1 says anything within ``timeout`` seconds."""
+        for seconds in (min(_SOON, timeout), timeout):
+            try:
+                self.control("ping", seconds)
+                return True
+            except LinkError:
+                if self._paused():
+                    break
+        return False
+
+    def _paused(self) -> bool:
+        with contextlib.suppress(LinkError), contextlib.closing(self.qmp()) as qmp:
+            return not qmp.command("query-status")["running"]
+        return False
 
     def running(self) -> bool:
         """Whether QEMU still runs."""
