@@ -8,7 +8,7 @@ import unicorn
 
 from kwhy.arch.x86_64 import ARCH
 from kwhy.case.evidence import PAGE, MissingMemory
-from kwhy.emulate import hooks
+from kwhy.emulate import compiled
 from kwhy.emulate.machine import End, Machine
 from kwhy.emulate.memory import Change, Memory, Page
 from kwhy.emulate.steps import Access, Steps
@@ -196,16 +196,34 @@ def test_what_a_run_wrote_can_go_to_a_copy_of_the_memory() -> None:
     assert space.state() == other.state()
 
 
+def test_states_are_the_same_with_and_without_the_compiled_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What one wrote down the other takes up."""
+    states = []
+    for way in ("", "python"):
+        monkeypatch.setenv("KWHY_HOOKS", way)
+        _end, _machine, space = run("488918 488998f80f0000 4889980010 0000".replace(" ", ""))
+        states.append(space.state())
+        changes = space.changes()
+        space.rollback()
+        assert [] == space.changes()
+        space.restore(states[0])
+        assert changes == space.changes()
+    assert 2 * 64 + 2 * 16 == len(states[0])
+    assert states[1] == states[0]
+
+
 def test_library_made_from_other_source_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that an older version left beside the module would write another layout."""
-    if hooks._library() is None:
+    if compiled._library() is None:
         pytest.skip("no compiler")
     old = tmp_path / "hooks.c"
-    old.write_bytes(hooks._SOURCE.read_bytes() + b"/* older */")
+    old.write_bytes(compiled._SOURCE.read_bytes() + b"/* older */")
     made = tmp_path / "old.so"
-    monkeypatch.setattr(hooks, "_SOURCE", old)
-    assert hooks._compile(made)
-    assert hooks._loaded(made, old.read_bytes()) is not None
-    assert hooks._loaded(made, b"another") is None
+    monkeypatch.setattr(compiled, "_SOURCE", old)
+    assert compiled._compile(made)
+    assert compiled._loaded(made, old.read_bytes()) is not None
+    assert compiled._loaded(made, b"another") is None

@@ -1,12 +1,14 @@
 """The search for a bad state, on a toy; and what becomes of models with errors."""
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from kwhy.emulate import model, search
+from kwhy.emulate import checkpoint, model, search
+from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import InputError
 from kwhy.report import explore
@@ -43,10 +45,13 @@ class Toy:
         self.value = 1
 
     def save(self) -> bytes:
-        return bytes([self.value & 0xFF])
+        return self.value.to_bytes(8, "little")
 
     def load(self, state: bytes) -> None:
-        self.value = state[0] if state else 1
+        self.value = int.from_bytes(state, "little") if state else 1
+
+    def seal(self) -> None:
+        pass
 
     def stop(self, why: str) -> None:
         raise Stopped(why)
@@ -63,12 +68,106 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_shortest_sequence_is_found(tmp_path: Path, jobs: int) -> None:
+def test_shortest_sequence_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
     """1, 2, 4, 5, 10, 11 is a shortest way from 1 to 11, also with several processes."""
+    monkeypatch.setattr(search, "ALONE", 1)
     found = search.search(written(tmp_path, TOY), world(), depth=9, jobs=jobs)
     assert found.path is not None
     assert (5, 5, True, "it is 11") == (len(found.path), found.depth, found.complete, found.why)
     assert found.progress.stopped["it would sleep"] > 0
+
+
+def kept(toy: model.Model, depth: int, start: Any = None) -> tuple[search.Outcome, list[Any]]:
+    """A search, and where it was at the end of each level."""
+    points: list[Any] = []
+    found = search.search(
+        toy, world(), depth=depth, start=start, keep=lambda point: points.append(deepcopy(point))
+    )
+    return found, points
+
+
+def test_a_search_goes_on_from_a_file(tmp_path: Path) -> None:
+    """Stopped after two levels and taken up again it tells what it would have told."""
+    toy, file = written(tmp_path, TOY), tmp_path / "toy.search"
+    whole, _ = kept(toy, 9)
+    _, points = kept(toy, 2)
+    checkpoint.save(file, points[-1], toy.operations, {"model": toy.text})
+    found, _ = kept(toy, 9, checkpoint.load(file, toy.operations, {"model": toy.text}))
+    assert (whole.path, whole.complete) == (found.path, found.complete)
+    assert whole.progress.levels == found.progress.levels
+    assert whole.progress.transitions == found.progress.transitions
+    assert 0o600 == file.stat().st_mode & 0o777
+
+
+def test_an_interrupted_search_loses_nothing(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a level: what was found is kept, what was not expanded is left."""
+    toy, file = written(tmp_path, TOY), tmp_path / "toy.search"
+    points: list[checkpoint.Checkpoint] = []
+
+    def stop(progress: checkpoint.Progress) -> None:
+        if len(progress.levels) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search.search(toy, world(), depth=9, tell=stop, keep=points.append)
+    checkpoint.save(file, points[-1], toy.operations, {})
+    found, _ = kept(toy, 9, checkpoint.load(file, toy.operations, {}))
+    assert search.search(toy, world(), depth=9).path == found.path
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "state", "deep"])
+def test_a_damaged_search_is_refused(tmp_path: Path, damage: str) -> None:
+    """One line, whatever is wrong with the file."""
+    toy, file = written(tmp_path, TOY), tmp_path / "toy.search"
+    _, points = kept(toy, 2)
+    point = points[-1]
+    if damage == "state":
+        point.todo.append((("add",), b"odd"))
+    if damage == "deep":
+        point.level = 99
+    checkpoint.save(file, point, toy.operations, {"model": "1"})
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-30])
+    if damage == "text":
+        file.write_text("no search")
+    with pytest.raises(InputError):
+        checkpoint.load(file, toy.operations, {"model": "2" if damage == "other" else "1"})
+
+
+def test_a_page_that_only_this_process_may_fetch_is_fetched_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies hand such states back; the outcome is the same."""
+    monkeypatch.setattr(search, "ALONE", 8)
+
+    class Sealed(Toy):
+        sealed = False
+
+        def seal(self) -> None:
+            self.sealed = True
+
+        def save(self) -> bytes:
+            if self.sealed and self.value % 3 == 0:
+                raise Unfetched("0x1000 would have to be fetched")
+            return super().save()
+
+    text = TOY.replace("world.value += 1", "world.value = (world.value + 7) % 251")
+    toy = written(tmp_path, text.replace("*= 2", "= world.value * 2 % 251"))
+    alone, several = (
+        search.search(toy, cast(World, Sealed()), depth=12, jobs=jobs) for jobs in (1, 2)
+    )
+    assert alone.progress.levels == several.progress.levels
+    assert alone.progress.stopped == several.progress.stopped
+    assert (alone.path is None) == (several.path is None)
+
+
+def test_equal_states_have_equal_digests() -> None:
+    """Also sets, whose order differs from run to run."""
+    one, other = frozenset(["a", "b", "c"]), frozenset(["c", "b", "a"])
+    assert checkpoint.digest((1, one)) == checkpoint.digest((1, other))
+    assert checkpoint.digest((1, 2)) != checkpoint.digest((2, 1))
 
 
 def test_a_search_that_is_too_shallow_says_so(tmp_path: Path) -> None:

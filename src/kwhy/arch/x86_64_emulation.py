@@ -34,6 +34,8 @@ VECTORS = {0: "divide error", 1: "debug exception", 4: "overflow", 5: "bound ran
            14: "page fault", 16: "floating-point error", 17: "alignment check",
            19: "SIMD floating-point error", 21: "control protection fault"}  # fmt: skip
 COUNTER_READS = ("rdtsc", "rdtscp")
+COUNTER = ("rax", "rdx")
+"""Where the halves of the time-stamp counter go, the lower one first."""
 PORT_INSTRUCTIONS = (x86.UC_X86_INS_IN, x86.UC_X86_INS_OUT)
 
 USER_END = 1 << 56

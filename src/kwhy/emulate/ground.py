@@ -7,11 +7,15 @@ from kwhy.arch.x86_64_paging import Mapping, walk
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.emulate import limits
 from kwhy.emulate.memory import Page
-from kwhy.errors import FeatureError
+from kwhy.errors import FeatureError, KwhyError
 from kwhy.kernel.identity import vmcoreinfo
 from kwhy.kernel.model import Kernel
 
 DIRECT_MAP_SIZE = 1 << 46
+
+
+class Unfetched(KwhyError):
+    """A page would have to be fetched, and this process may not: another one shares its link."""
 
 
 class Ground:
@@ -21,12 +25,15 @@ class Ground:
         self.kernel = kernel
         self.memory = memory or kernel.evidence
         """Another reading of the same kernel's memory than the one it was opened with."""
+        self.sealed = False
+        """Whether nothing more may be read: then Unfetched is raised."""
 
     # -- pages -------------------------------------------------------------------------------------
 
     def page(self, page: int) -> Page:
         """A page of the kernel's half. Raises MissingMemory for holes and device memory."""
         kernel = self.kernel
+        self._ask(page)
         if kernel.symbols.in_image(page):
             return Page(self._prepared(page, self.memory.read(page, PAGE)))
         if not self._directly_mapped(page):
@@ -39,6 +46,7 @@ class Ground:
     def user_page(self, page: int, mapping: Mapping) -> Page:
         """A page of user memory, through the kernel's direct map."""
         physical = mapping.physical & -PAGE
+        self._ask(physical)
         data = self.memory.read(self._direct(physical), PAGE)
         return Page(data, mapping.writable)
 
@@ -67,7 +75,12 @@ class Ground:
     def _directly_mapped(self, address: int) -> bool:
         return self._direct_base <= address < self._direct_base + DIRECT_MAP_SIZE
 
+    def _ask(self, address: int) -> None:
+        if self.sealed:
+            raise Unfetched(f"{address:#x} would have to be fetched")
+
     def _physical(self, address: int, size: int) -> bytes:
+        self._ask(address)
         return self.memory.read(self._direct(address), size)
 
     def _kernel_mapping(self, page: int) -> Mapping | None:

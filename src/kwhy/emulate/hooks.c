@@ -1,11 +1,14 @@
-/* What the emulator asks for and tells at C speed: pages that are known already, and what ran. The
- * same as PythonHooks in hooks.py and Machine._fill do, which see; struct table mirrors Table in
- * memory.py, struct log Log in hooks.py, struct access ACCESS in track.py. */
+/* What the emulator asks for and tells at C speed: pages that are known already, and what ran; and
+ * taking back what was written. The same as PythonHooks in hooks.py, Machine._fill and Memory do,
+ * which see; struct table mirrors Table in memory.py, struct log _Log in hooks.py, struct access
+ * ACCESS in track.py. */
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #define PAGE 4096
+#define LINE 64
 #define BUCKETS (1 << 17)
 #define MAX_REGISTERS 32
 
@@ -25,7 +28,8 @@ struct table {
 	const uint64_t *pages;
 	uint8_t *flags;
 	uint32_t *dirty;
-	const uint8_t *arena;
+	uint8_t *arena;
+	const uint8_t *baseline;
 	uint64_t n_dirty;
 };
 struct block { uint64_t address, size; };
@@ -48,30 +52,104 @@ struct log {
 	uint64_t n_registers, pc, detail;
 };
 
+/* The slot that holds a page, -1 when none does. */
+static int64_t slot_of(const struct table *table, uint64_t page)
+{
+	uint64_t bucket = page * 0x9E3779B97F4A7C15u >> (64 - 17);
+
+	while (table->keys[bucket] != (page | 1)) {
+		if (!table->keys[bucket])
+			return -1;
+		bucket = (bucket + 1) % BUCKETS;
+	}
+	return table->slots[bucket];
+}
+
+static void grant(struct table *table, int64_t slot)
+{
+	if (!(table->flags[slot] & DIRTY)) {
+		table->flags[slot] |= DIRTY;
+		table->dirty[table->n_dirty++] = (uint32_t)slot;
+	}
+}
+
 /* A TLB miss: true if the page is here and may be used so; else Python is asked. */
 bool kwhy_on_fill(uc_engine *uc, uint64_t address, int kind, tlb_entry *entry, void *data)
 {
 	struct table *table = data;
-	uint64_t page = address & -(uint64_t)PAGE;
-	uint64_t bucket = page * 0x9E3779B97F4A7C15u >> (64 - 17);
-	uint32_t slot;
+	int64_t slot = slot_of(table, address & -(uint64_t)PAGE);
 
 	(void)uc;
-	while (table->keys[bucket] != (page | 1)) {
-		if (!table->keys[bucket])
-			return false;
-		bucket = (bucket + 1) % BUCKETS;
-	}
-	slot = table->slots[bucket];
-	if (kind == MEM_WRITE && !(table->flags[slot] & DIRTY)) {
+	if (slot < 0)
+		return false;
+	if (kind == MEM_WRITE) {
 		if (!(table->flags[slot] & WRITABLE))
 			return false;
-		table->flags[slot] |= DIRTY;
-		table->dirty[table->n_dirty++] = slot;
+		grant(table, slot);
 	}
 	entry->paddr = (uint64_t)slot * PAGE;
 	entry->perms = PROT_READ | PROT_EXEC | (table->flags[slot] & DIRTY ? PROT_WRITE : 0);
 	return true;
+}
+
+void kwhy_rollback(struct table *table)
+{
+	for (uint64_t i = 0; i < table->n_dirty; i++) {
+		uint64_t at = (uint64_t)table->dirty[i] * PAGE;
+
+		memcpy(table->arena + at, table->baseline + at, PAGE);
+	}
+}
+
+/* Writes a State (memory.py) to out; the number of words. */
+size_t kwhy_state(const struct table *table, uint64_t *out)
+{
+	uint64_t *begin = out;
+
+	for (uint64_t i = 0; i < table->n_dirty; i++) {
+		const uint8_t *now = table->arena + (uint64_t)table->dirty[i] * PAGE;
+		const uint8_t *was = table->baseline + (uint64_t)table->dirty[i] * PAGE;
+		uint64_t *line = out + 2, mask = 0;
+
+		for (int n = 0; n < PAGE / LINE; n++)
+			if (memcmp(now + n * LINE, was + n * LINE, LINE)) {
+				mask |= 1ull << n;
+				memcpy(line, now + n * LINE, LINE);
+				line += LINE / 8;
+			}
+		if (mask) {
+			out[0] = table->pages[table->dirty[i]];
+			out[1] = mask;
+			out = line;
+		}
+	}
+	return (size_t)(out - begin);
+}
+
+/* Goes on with a State at byte `at`; the place of the first page that is not here, or the end. */
+size_t kwhy_restore(struct table *table, const uint8_t *state, size_t size, size_t at)
+{
+	while (at < size) {
+		uint64_t head[2];
+		int64_t slot;
+
+		if (size - at < sizeof(head))
+			return size;
+		memcpy(head, state + at, sizeof(head));
+		slot = slot_of(table, head[0]);
+		if (slot < 0)
+			return at;
+		grant(table, slot);
+		at += sizeof(head);
+		for (int n = 0; n < PAGE / LINE; n++)
+			if (head[1] >> n & 1) {
+				if (size - at < LINE)
+					return size;
+				memcpy(table->arena + slot * PAGE + n * LINE, state + at, LINE);
+				at += LINE;
+			}
+	}
+	return at;
 }
 
 static void fill_up(uc_engine *uc, struct log *log)

@@ -1,36 +1,23 @@
 """The hooks that write down what runs: compiled ones, and the same in Python.
 
-The compiled hooks are one small C file. Installing kwhy builds it beside this module; where that
-is missing or was made from other source, it is compiled at its first use with this machine's C
-compiler and kept in the cache. Where there is none either (or ``KWHY_HOOKS=python`` says so)
 Python's own hooks give identical facts, many times slower.
 """
 
 import ctypes
-import functools
-import hashlib
-import importlib.machinery
 import mmap
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import unicorn
+from unicorn.unicorn_py3.unicorn import uclib
 
 from kwhy.arch import x86_64_emulation as arch
-from kwhy.case.diskcache import cache_dir
+from kwhy.emulate.compiled import library
 from kwhy.emulate.memory import Memory, host_memory
 from kwhy.emulate.track import ACCESS, Cut, Track
 
 MAX_BLOCKS = 2_000_000
 MAX_ACCESSES = 2_000_000
-_SOURCE = Path(__file__).with_name("hooks.c")
-_FLAGS = ("-O2", "-shared", "-fPIC")
 # A read is told when its value is known, once, also where it spans two pages.
 _ACCESSES = (unicorn.UC_HOOK_MEM_READ_AFTER, unicorn.UC_HOOK_MEM_WRITE)
 _ON_ACCESS = ctypes.CFUNCTYPE(  # uc_cb_hookmem_t
@@ -51,17 +38,15 @@ class Hooks(Protocol):
 
 def attach(uc: Any, memory: Memory, registers: list[int], detail: bool) -> Hooks:
     """Hooks on ``uc`` that track blocks, and with ``detail`` accesses and ``registers``."""
-    library = None if os.environ.get("KWHY_HOOKS") == "python" else _library()
-    if library is None:
+    compiled = library()
+    if compiled is None:
         return PythonHooks(uc, memory, registers, detail)
-    return CompiledHooks(library, uc, memory, registers, detail)
+    return CompiledHooks(compiled, uc, memory, registers, detail)
 
 
 def _hook(uc: Any, kind: int, function: Any, data: Any) -> None:
     """Add a hook that is called with ``data``; the binding adds only some kinds, and only its
     own functions."""
-    from unicorn.unicorn_py3.unicorn import uclib
-
     handle = ctypes.c_size_t()
     status = uclib.uc_hook_add(
         uc._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),
@@ -150,10 +135,8 @@ class CompiledHooks:
     """The hooks of hooks.c; their tables are memory that is used as it is touched."""
 
     def __init__(
-        self, library: Any, uc: Any, memory: Memory, registers: list[int], detail: bool
+        self, compiled: Any, uc: Any, memory: Memory, registers: list[int], detail: bool
     ) -> None:
-        from unicorn.unicorn_py3.unicorn import uclib
-
         self._ids = (ctypes.c_int * len(registers))(*registers)
         self._memory = memory
         self._tables: dict[str, mmap.mmap] = {}
@@ -168,13 +151,13 @@ class CompiledHooks:
         self._table("blocks", 16 * MAX_BLOCKS)
         log, table = ctypes.byref(self._log), ctypes.byref(memory.table)
         hooks = [
-            (unicorn.UC_HOOK_TLB_FILL, library.kwhy_on_fill, table),
-            (unicorn.UC_HOOK_BLOCK, library.kwhy_on_block, log),
+            (unicorn.UC_HOOK_TLB_FILL, compiled.kwhy_on_fill, table),
+            (unicorn.UC_HOOK_BLOCK, compiled.kwhy_on_block, log),
         ]
         if detail:
             self._table("accesses", ACCESS.itemsize * MAX_ACCESSES)
             self._table("registers", 8 * len(registers) * MAX_BLOCKS)
-            hooks += [(kind, library.kwhy_on_access, log) for kind in _ACCESSES]
+            hooks += [(kind, compiled.kwhy_on_access, log) for kind in _ACCESSES]
         for kind, function, data in hooks:
             _hook(uc, kind, function, data)
 
@@ -218,51 +201,3 @@ class CompiledHooks:
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-# -- where they come from --------------------------------------------------------------------------
-
-
-@functools.cache
-def _library() -> Any:
-    """The compiled hooks; None where they cannot be had."""
-    try:
-        source = _SOURCE.read_bytes()
-        key = hashlib.sha256(source + repr(_FLAGS).encode()).hexdigest()[:16]
-        kept = cache_dir() / f"hooks-{key}.so"
-        for path in (*_installed(), kept):
-            if path.exists() and (library := _loaded(path, source)) is not None:
-                return library
-        return _loaded(kept, source) if _compile(kept) else None
-    except OSError:
-        return None
-
-
-def _installed() -> Iterator[Path]:
-    """What the build of the package may have left beside this module."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        yield _SOURCE.with_name(f"_hooks{suffix}")
-
-
-def _loaded(path: Path, source: bytes) -> Any:
-    """The library at ``path``; None if it was not made from ``source``, which it carries."""
-    library = ctypes.CDLL(str(path))
-    if not hasattr(library, "kwhy_hooks_source"):
-        return None
-    place = ctypes.addressof(ctypes.c_char.in_dll(library, "kwhy_hooks_source"))
-    return library if ctypes.string_at(place) == source else None
-
-
-def _compile(path: Path) -> bool:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
-        if done.returncode:
-            return False
-        made.replace(path)
-    return True

@@ -4,12 +4,14 @@ What a machine cannot decide by itself it asks its :class:`Scene`: a page that i
 planted trap, an undefined instruction.  Nothing here knows of kernels.
 """
 
-from collections.abc import Callable, Iterable
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import unicorn
 from unicorn import UcError
+from unicorn.unicorn_py3.unicorn import uclib
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.evidence import PAGE, MissingMemory
@@ -19,6 +21,7 @@ from kwhy.emulate.track import Track
 from kwhy.errors import KwhyError
 
 MAX_BLOCKS = hooks.MAX_BLOCKS
+_MASK = (1 << 64) - 1
 
 Kind = Literal["returned", "stopped", "fault", "exception", "bound", "unsupported"]
 
@@ -56,6 +59,28 @@ class _Event:
     text: str = ""
 
 
+class Registers:
+    """Some registers written, or read, in one call: many times cheaper than one by one."""
+
+    def __init__(self, uc: Any, names: Sequence[str]) -> None:
+        count = len(names)
+        self._words = (ctypes.c_uint64 * count)()
+        start = ctypes.addressof(self._words)
+        ids = (ctypes.c_int * count)(*(arch.REGISTERS[name] for name in names))
+        places = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
+        self._call = (uc._uch, ids, places, count)
+
+    def write(self, *values: int) -> None:
+        """In the order of the names."""
+        self._words[:] = list(values)
+        uclib.uc_reg_write_batch(*self._call)
+
+    def read(self) -> list[int]:
+        """In the order of the names."""
+        uclib.uc_reg_read_batch(*self._call)
+        return self._words[:]
+
+
 GENERAL = tuple(name for name in arch.REGISTERS if name not in ("gs_base", "cr3", "rflags", "rip"))
 _GENERAL_IDS = [arch.REGISTERS[name] for name in GENERAL]
 
@@ -78,6 +103,10 @@ class Machine:
         self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
         for instruction in arch.PORT_INSTRUCTIONS:
             self._uc.hook_add(unicorn.UC_HOOK_INSN, self._port, aux1=instruction)
+        self._entry = Registers(self._uc, (*arch.ARGUMENTS, arch.STACK, arch.FLAGS))
+        self._place = Registers(self._uc, (arch.PC,))
+        self._result = Registers(self._uc, (arch.RESULT,))
+        self._time = Registers(self._uc, arch.COUNTER)
         self._counter = arch.on_counter(self._uc, self._count)
         self._hooks = hooks.attach(self._uc, memory, _GENERAL_IDS, detail)
         # Asked after the compiled hooks, which know the pages that are here already.
@@ -92,11 +121,22 @@ class Machine:
 
     def set(self, register: str, value: int) -> None:
         """Write a register."""
-        self._uc.reg_write(arch.REGISTERS[register], value & ((1 << 64) - 1))
+        self._uc.reg_write(arch.REGISTERS[register], value & _MASK)
 
     def forget(self, address: int, size: int) -> None:
         """Code there was changed: what was made of it before is not to run again."""
         self._uc.ctl_remove_cache(address, address + size)
+
+    def result(self) -> int:
+        """What a function has returned, in 64 bits."""
+        return self._result.read()[0]
+
+    def enter(self, arguments: Sequence[int], stack: int) -> None:
+        """The registers as at a function's entry: ``arguments`` in theirs, the stack pointer."""
+        room = len(arch.ARGUMENTS)
+        values = [value & _MASK for value in arguments[:room]]
+        values += [0] * (room - len(values))
+        self._entry.write(*values, stack, arch.ENABLED_FLAGS)
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -143,7 +183,7 @@ class Machine:
             if self._error is not None:
                 error_, self._error = self._error, None
                 raise error_
-            here = self.get(arch.PC)
+            (here,) = self._place.read()
             if self._hooks.full:
                 self._event = _Event("bound", here)
             if self._event is None:
@@ -213,8 +253,7 @@ class Machine:
 
     def _count(self) -> None:
         value = self.scene.counter()
-        self.set("rax", value & 0xFFFFFFFF)
-        self.set("rdx", value >> 32)
+        self._time.write(value & 0xFFFFFFFF, value >> 32)
 
     def _port(self, uc: Any, *_rest: Any) -> int:
         self._event = _Event("port", self.get(arch.PC))

@@ -6,6 +6,7 @@ loaded is its *baseline*: what differs from it was written by the code that ran.
 """
 
 import ctypes
+import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.emulate.compiled import library
 
 SLOTS = 1 << 16
 """Pages that one machine can hold: 256 MiB of address space, used as it is touched."""
@@ -31,7 +33,10 @@ for each anew."""
 _NORESERVE = 0x4000  # MAP_NORESERVE, asm-generic/mman-common.h; Python does not name it
 
 State = bytes
-"""What differs from the baseline, by cache lines: see ``Memory.state``. Empty: nothing does."""
+"""What differs from the baseline; empty: nothing does.
+
+8-byte words: for each page its address, a mask of its 64-byte lines, and those lines.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Table(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
-            "keys", "slots", "pages", "flags", "dirty", "arena")),
+            "keys", "slots", "pages", "flags", "dirty", "arena", "baseline")),
         ("n_dirty", ctypes.c_uint64),
     ]  # fmt: skip
 
@@ -83,7 +88,9 @@ class Memory:
         self._dirty = self._column("dirty", SLOTS, np.uint32)
         words = (SLOTS, _LINES, _LINE // 8)
         self._now = np.frombuffer(self._arena, np.uint64).reshape(words)
-        self._baseline = np.frombuffer(host_memory(SLOTS * PAGE), np.uint64).reshape(words)
+        self._baseline = self._column("baseline", SLOTS * PAGE // 8, np.uint64).reshape(words)
+        self._compiled = library()
+        self._room: Any = (ctypes.c_uint64 * 0)()
         self._slots: dict[int, int] = {}
         self.loaded: set[int] = set()
         """The virtual pages that came from the source."""
@@ -159,6 +166,13 @@ class Memory:
         """A page of our own at a virtual address that the target does not use."""
         self._load(page, Page(data.ljust(PAGE, b"\0"), writable))
 
+    def fingerprint(self) -> str:
+        """What stands for the content of the pages that came from the source."""
+        told = hashlib.blake2b(digest_size=16)
+        for page in sorted(self.loaded):
+            told.update(page.to_bytes(8, "little") + self._baseline[self._slots[page]].tobytes())
+        return told.hexdigest()
+
     # -- bytes -------------------------------------------------------------------------------------
 
     def read(self, address: int, size: int) -> bytes:
@@ -169,6 +183,15 @@ class Memory:
             start = self.place(address) if slot is None else slot * PAGE + inside
             return self._arena[start : start + size]
         return b"".join(self._arena[at : at + length] for at, length in self._runs(address, size))
+
+    def number(self, address: int, size: int, signed: bool = False) -> int:
+        """A little-endian number as the emulated code would see it. Raises MissingMemory."""
+        inside = address % PAGE
+        slot = self._slots.get(address - inside)
+        if slot is None or inside + size > PAGE:
+            return int.from_bytes(self.read(address, size), "little", signed=signed)
+        start = slot * PAGE + inside
+        return int.from_bytes(self._arena[start : start + size], "little", signed=signed)
 
     def poke(self, address: int, data: bytes) -> None:
         """Change the baseline: part of the scene that is set, not of what the code wrote."""
@@ -206,46 +229,54 @@ class Memory:
 
     def rollback(self) -> None:
         """Every byte as in the baseline again; costs one copy per page that was written."""
-        slots = self._written
-        self._now[slots] = self._baseline[slots]
-        if len(slots) > _KEPT:
-            self._flags[slots] &= ~np.uint8(DIRTY)
+        if self._compiled is not None:
+            self._compiled.kwhy_rollback(ctypes.byref(self.table))
+        else:
+            self._now[self._written] = self._baseline[self._written]
+        if self.table.n_dirty > _KEPT:
+            self._flags[self._written] &= ~np.uint8(DIRTY)
             self.table.n_dirty = 0
             self.withdrawn += 1
 
     def state(self) -> State:
-        """What differs from the baseline now, for ``restore``: equal for equal contents.
-
-        Addresses of pages, for each a mask of its changed 64-byte lines, those lines; before all
-        the number of pages. 8-byte words throughout.
-        """
-        slots = self._written
-        now = self._now[slots]
-        changed = (now != self._baseline[slots]).any(axis=2)
-        which = np.flatnonzero(changed.any(axis=1))
-        if not len(which):
-            return b""
-        which = which[np.argsort(self._pages[slots[which]])]
-        pages, changed, now = self._pages[slots[which]], changed[which], now[which]
-        masks = np.packbits(changed, axis=1, bitorder="little").view(np.uint64)
-        count = np.array([len(which)], np.uint64)
-        return b"".join((count.tobytes(), pages.tobytes(), masks.tobytes(), now[changed].tobytes()))
+        """What differs from the baseline now, for ``restore``."""
+        if self._compiled is not None:
+            count = self.table.n_dirty * (2 + PAGE // 8)
+            if len(self._room) < count:
+                self._room = (ctypes.c_uint64 * count)()
+            size = 8 * self._compiled.kwhy_state(ctypes.byref(self.table), self._room)
+            return ctypes.string_at(self._room, size)
+        out = []
+        for slot in self._written.tolist():
+            changed = (self._now[slot] != self._baseline[slot]).any(axis=1)
+            if changed.any():
+                mask = np.packbits(changed, bitorder="little").tobytes()
+                out += [self._pages[slot].tobytes(), mask, self._now[slot, changed].tobytes()]
+        return b"".join(out)
 
     def restore(self, state: State) -> None:
         """Go back to a ``state()`` of this memory, or of a copy of it in another process."""
         self.rollback()
-        if not state:
+        if self._compiled is not None:
+            done = 0
+            while done < len(state):
+                done = self._compiled.kwhy_restore(
+                    ctypes.byref(self.table), state, ctypes.c_size_t(len(state)),
+                    ctypes.c_size_t(done),
+                )  # fmt: skip
+                if done < len(state):
+                    self.place(int.from_bytes(state[done : done + 8], "little"))
             return
         words = np.frombuffer(state, np.uint64)
-        count = int(words[0])
-        pages = words[1 : 1 + count].tolist()
-        for page in pages:
-            self.place(page)
-            self.grant(page)
-        masks = words[1 + count : 1 + 2 * count].view(np.uint8).reshape(count, 8)
-        rows, lines = np.nonzero(np.unpackbits(masks, axis=1, bitorder="little"))
-        slots = np.array([self._slots[page] for page in pages])
-        self._now[slots[rows], lines] = words[1 + 2 * count :].reshape(-1, _LINE // 8)
+        at = 0
+        while at < len(words):
+            self.place(int(words[at]))
+            self.grant(int(words[at]))
+            changed = np.unpackbits(words[at + 1 : at + 2].view(np.uint8), bitorder="little")
+            size = int(changed.sum()) * _LINE // 8
+            lines = words[at + 2 : at + 2 + size].reshape(-1, _LINE // 8)
+            self._now[self._slots[int(words[at])], changed.astype(bool)] = lines
+            at += 2 + size
 
 
 def host_memory(size: int) -> mmap.mmap:

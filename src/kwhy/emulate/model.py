@@ -11,6 +11,7 @@ It defines
 ``DEPTH``           optional: how many steps to search at most
 """
 
+import hashlib
 import linecache
 import traceback
 from collections.abc import Callable, Hashable, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import FATAL, InputError, KwhyError
 
@@ -34,6 +36,8 @@ class Model:
     module: ModuleType
     depth: int
     recipe: dict[str, str]
+    text: str
+    """A digest of the file's text."""
 
     def prepare(self, world: World) -> None:
         """Run the model's preparation, if it has one."""
@@ -66,7 +70,7 @@ class Model:
         function: Callable[[World], Any] = getattr(self.module, name)
         try:
             return function(world)
-        except (Stopped, *FATAL):
+        except (Stopped, Unfetched, *FATAL):
             raise
         except KwhyError as error:
             raise self._told(error) from error
@@ -118,4 +122,5 @@ def load(path: Path) -> Model:
         module,
         int(getattr(module, "DEPTH", DEPTH)),
         dict(getattr(module, "RECIPE", {})),
+        hashlib.sha256(text.encode()).hexdigest(),
     )

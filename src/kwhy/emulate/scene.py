@@ -107,7 +107,7 @@ class KernelScene:
 
     def word(self, address: int) -> int:
         """Eight bytes of memory as the code would read them now."""
-        return int.from_bytes(self.memory.read(address, 8), "little")
+        return self.memory.number(address, 8)
 
     def percpu_base(self, cpu: int) -> int:
         """What is added to a per-CPU variable's address. Raises UsageError for no such CPU."""
@@ -308,11 +308,9 @@ class KernelScene:
             stack -= 8
             self.memory.poke(stack, (value & _MASK).to_bytes(8, "little"))
         stack -= 8
-        self.memory.poke(stack, RETURN.to_bytes(8, "little"))
-        for register, value in zip(arch.ARGUMENTS, arguments, strict=False):
-            machine.set(register, value)
-        machine.set(arch.STACK, stack)
-        machine.set(arch.FLAGS, arch.ENABLED_FLAGS)
+        if self.word(stack) != RETURN:
+            self.memory.poke(stack, RETURN.to_bytes(8, "little"))
+        machine.enter(arguments, stack)
         return machine.run(function, RETURN, limit)
 
     def instruction(self, address: int, size: int) -> bytes:

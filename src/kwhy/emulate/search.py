@@ -1,50 +1,36 @@
 """The shortest way into a bad state: breadth-first over real kernel code, in several processes.
 
 Level by level, so that the first sequence that is found is a shortest one, and a level that was
-searched whole proves that there is none of that length.
+searched whole proves that there is none of that length. States are taken up in the same order
+whatever the number of processes, so that each search tells the same.
 """
 
 import multiprocessing
+import multiprocessing.pool
 import random
 import signal
 import time
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from kwhy.emulate.checkpoint import Checkpoint, Progress, Steps, digest
+from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.memory import State
 from kwhy.emulate.model import Model
 from kwhy.emulate.world import Stopped, World
 
-CHUNK = 16  # states that are handed to a process at a time
-MAX_STATES = 200_000
+CHUNK = 32  # states that are handed to a process at a time
+ALONE = 4 * CHUNK
+"""As many states are expanded here: handing them out would take longer."""
+MAX_STATES = 1_000_000
 
-Path = tuple[str, ...]
+Found = tuple[int, str, bytes, str | None, State]
+"""A new state: of which state of a batch and by which operation it came, what stands for it,
+whether (why) it is a bad one, and what it changed."""
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A state after one more step: what counts of it, and whether (why) it is a bad one."""
-
-    path: Path
-    key: Hashable
-    bad: str | None
-    state: State
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a search is. ``levels``: new states by depth; ``stopped``: reasons with counts."""
-
-    states: int = 1
-    transitions: int = 0
-    levels: list[int] = field(default_factory=lambda: [1])
-    stopped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Transitions per second."""
-        return self.transitions / self.seconds if self.seconds else 0.0
+Expanded = tuple[list[Found], int, dict[str, int], list[int]]
+"""What became of a batch: new states, transitions, reasons to stop with counts, and which of its
+states could only be expanded where pages can be fetched."""
 
 
 @dataclass(slots=True)
@@ -52,41 +38,12 @@ class Outcome:
     """``path`` None: no bad state. ``exhausted``: there are no more states than were seen;
     ``complete``: every sequence up to ``depth`` steps was tried."""
 
-    path: Path | None
+    path: Steps | None
     why: str
     depth: int
     exhausted: bool
     complete: bool
     progress: Progress
-
-
-_model: Model
-_world: World
-_seen: set[Hashable]
-
-
-def _expand(batch: list[tuple[Path, State]]) -> tuple[list[Found], int, dict[str, int]]:
-    """All next states of some, those that this process has seen before left out."""
-    found: list[Found] = []
-    stopped: dict[str, int] = {}
-    count = 0
-    for path, state in batch:
-        for operation in _model.operations:
-            count += 1
-            _world.load(state)
-            try:
-                _model.step(operation, _world)
-                after = _world.save()
-                key = _model.state(_world)
-                if key in _seen:
-                    continue
-                _seen.add(key)
-                bad = _model.bad(_world)
-            except Stopped as error:
-                stopped[str(error)] = stopped.get(str(error), 0) + 1
-                continue
-            found.append(Found((*path, operation), key, bad, after))
-    return found, count, stopped
 
 
 def search(
@@ -96,76 +53,190 @@ def search(
     depth: int,
     jobs: int = 1,
     tell: Callable[[Progress], None] = lambda progress: None,
+    start: Checkpoint | None = None,
+    keep: Callable[[Checkpoint], None] = lambda point: None,
 ) -> Outcome:
-    """Search breadth-first. ``model.prepare`` must have run on ``world``."""
-    global _model, _world, _seen
-    _model, _world = model, world
-    begun = time.monotonic()
-    world.load(b"")
-    first = model.state(world)
-    why = model.bad(world)
-    progress = Progress()
-    if why:
-        return Outcome((), why, 0, False, True, progress)
-    _seen = {first}
-    seen = {first}
-    frontier: list[tuple[Path, State]] = [((), b"")]
-    with _workers(jobs) as expand:
-        for level in range(1, depth + 1):
-            batches = [frontier[i : i + CHUNK] for i in range(0, len(frontier), CHUNK)]
-            frontier = []
-            bad: list[Found] = []
-            for found, count, stopped in expand(batches):
-                progress.transitions += count
-                for reason, times in stopped.items():
-                    progress.stopped[reason] = progress.stopped.get(reason, 0) + times
-                for each in found:
-                    if each.key in seen:
-                        continue
-                    seen.add(each.key)
-                    frontier.append((each.path, each.state))
-                    if each.bad:
-                        bad.append(each)
-                progress.states = len(seen)
-                progress.seconds = time.monotonic() - begun
-                tell(progress)
-            progress.levels.append(len(frontier))
-            if bad:
-                first_bad = min(bad, key=lambda each: each.path)
-                return Outcome(first_bad.path, first_bad.bad or "", level, False, True, progress)
-            if not frontier:
-                return Outcome(None, "", level, True, True, progress)
-            if len(seen) > MAX_STATES:
-                return Outcome(None, "", level, False, False, progress)
+    """Search breadth-first. ``model.prepare`` must have run on ``world``.
+
+    ``start`` goes on from an earlier search; ``keep`` is given where this one is, at the end of
+    each level and when it is interrupted.
+    """
+    point = start
+    if point is None:
+        world.load(b"")
+        first = model.state(world)
+        why = model.bad(world)
+        if why:
+            return Outcome((), why, 0, False, True, Progress())
+        point = Checkpoint(seen={digest(first)}, todo=[((), b"")])
+    with _Expander(model, world, jobs) as expander:
+        try:
+            return _levels(point, expander, depth, tell, keep)
+        except KeyboardInterrupt:
+            keep(point)
+            raise
+
+
+def _levels(
+    point: Checkpoint,
+    expander: "_Expander",
+    depth: int,
+    tell: Callable[[Progress], None],
+    keep: Callable[[Checkpoint], None],
+) -> Outcome:
+    progress = point.progress
+    begun = time.monotonic() - progress.seconds
+    while point.level <= depth:
+        todo = point.todo
+        batches = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+        done = 0
+        for batch, expanded in zip(batches, expander.expand(batches, point.seen), strict=True):
+            _take(point, batch, expanded)
+            done += len(batch)
+            point.todo = todo[done:]
+            progress.states, progress.left = len(point.seen), len(point.todo)
+            progress.seconds = time.monotonic() - begun
+            tell(progress)
+        progress.levels.append(len(point.after))
+        level, bad = point.level, point.bad
+        point.level, point.todo, point.after, point.bad = level + 1, point.after, [], []
+        if bad:
+            path, why = min(bad)
+            return Outcome(path, why, level, False, True, progress)
+        if not point.todo:
+            return Outcome(None, "", level, True, True, progress)
+        keep(point)
+        if len(point.seen) > MAX_STATES:
+            return Outcome(None, "", level, False, False, progress)
     return Outcome(None, "", depth, False, True, progress)
 
 
-def _quiet() -> None:
-    """In a worker: Ctrl-C is for the parent, which ends its workers."""
+def _take(point: Checkpoint, batch: list[tuple[Steps, State]], expanded: Expanded) -> None:
+    found, count, stopped, _ = expanded
+    point.progress.transitions += count
+    _add(point.progress.stopped, stopped)
+    for at, operation, key, bad, state in found:
+        if key not in point.seen:
+            point.seen.add(key)
+            path = (*batch[at][0], operation)
+            point.after.append((path, state))
+            if bad:
+                point.bad.append((path, bad))
+
+
+def _add(counts: dict[str, int], more: dict[str, int]) -> None:
+    for reason, times in more.items():
+        counts[reason] = counts.get(reason, 0) + times
+
+
+# -- expanding, here and elsewhere -----------------------------------------------------------------
+
+
+def _expand(model: Model, world: World, states: list[State], seen: set[bytes]) -> Expanded:
+    """All next states of some, but for those in ``seen``."""
+    found: list[Found] = []
+    stopped: dict[str, int] = {}
+    undone: list[int] = []
+    new: set[bytes] = set()
+    for at, state in enumerate(states):
+        before = len(found)
+        reasons: dict[str, int] = {}
+        try:
+            for operation in model.operations:
+                try:
+                    world.load(state)
+                    model.step(operation, world)
+                    after = world.save()
+                    key = digest(model.state(world))
+                    if key not in seen and key not in new:
+                        found.append((at, operation, key, model.bad(world), after))
+                        new.add(key)
+                except Stopped as error:
+                    _add(reasons, {str(error): 1})
+        except Unfetched:
+            new -= {key for _, _, key, _, _ in found[before:]}
+            del found[before:]
+            undone.append(at)
+            continue
+        _add(stopped, reasons)
+    return found, len(model.operations) * (len(states) - len(undone)), stopped, undone
+
+
+_model: Model
+_world: World
+_seen: set[bytes]
+
+
+def _elsewhere(states: list[State]) -> Expanded:
+    """In a process that is a copy of the searching one; it remembers what it has found."""
+    out = _expand(_model, _world, states, _seen)
+    _seen.update(found[2] for found in out[0])
+    return out
+
+
+def _begin() -> None:
+    """In a new process: Ctrl-C is for the parent, which ends its workers, and so is fetching."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _world.seal()
 
 
-class _workers:
-    """A way to expand batches: here, or in processes that are copies of this one."""
+class _Expander:
+    """Expands batches: here, or in ``jobs`` processes that are copies of this one.
 
-    def __init__(self, jobs: int) -> None:
-        fork = multiprocessing.get_context("fork")
-        self.pool = fork.Pool(jobs, _quiet) if jobs > 1 else None
+    A page that is first touched in one of these is fetched here, and they are begun anew.
+    """
 
-    def __enter__(
-        self,
-    ) -> Callable[
-        [list[list[tuple[Path, State]]]], Iterator[tuple[list[Found], int, dict[str, int]]]
-    ]:
-        pool = self.pool
-        if pool is None:
-            return lambda batches: map(_expand, batches)
-        return lambda batches: pool.imap_unordered(_expand, batches)
+    def __init__(self, model: Model, world: World, jobs: int) -> None:
+        self._model, self._world, self._jobs = model, world, jobs
+        self._context = multiprocessing.get_context("fork")
+        self._pool: multiprocessing.pool.Pool | None = None
+        self._stale = False
+
+    def __enter__(self) -> "_Expander":
+        return self
 
     def __exit__(self, *_error: object) -> None:
-        if self.pool is not None:
-            self.pool.terminate()
+        if self._pool is not None:
+            self._pool.terminate()
+
+    def expand(
+        self, batches: list[list[tuple[Steps, State]]], seen: set[bytes]
+    ) -> Iterator[Expanded]:
+        """Batch by batch, in their order."""
+        states = [[state for _, state in batch] for batch in batches]
+        if self._jobs == 1 or sum(map(len, states)) < ALONE:
+            for batch in states:
+                yield _expand(self._model, self._world, batch, seen)
+            return
+        answers = self._workers(seen).imap(_elsewhere, states)
+        for batch, expanded in zip(states, answers, strict=True):
+            yield self._completed(batch, expanded, seen) if expanded[3] else expanded
+
+    def _completed(self, states: list[State], expanded: Expanded, seen: set[bytes]) -> Expanded:
+        """With what could not be done in another process."""
+        self._stale = True
+        found, count, stopped, undone = expanded
+        more, further, reasons, _ = _expand(
+            self._model, self._world, [states[at] for at in undone], seen
+        )
+        _add(stopped, reasons)
+        found += [(undone[at], step, key, bad, state) for at, step, key, bad, state in more]
+        return found, count + further, stopped, []
+
+    def _workers(self, seen: set[bytes]) -> "multiprocessing.pool.Pool":
+        global _model, _world, _seen
+        if self._pool is not None and self._stale:
+            self._pool.terminate()
+            self._pool = None
+        if self._pool is None:
+            _model, _world, _seen = self._model, self._world, seen
+            self._pool = self._context.Pool(self._jobs, _begin)
+            self._stale = False
+        return self._pool
+
+
+# -- other ways ------------------------------------------------------------------------------------
 
 
 def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0) -> Outcome:
@@ -196,7 +267,7 @@ def wander(model: Model, world: World, *, steps: int, depth: int, seed: int = 0)
     return Outcome(None, "", depth, False, False, progress)
 
 
-def replay(model: Model, world: World, path: Path) -> list[list[str]]:
+def replay(model: Model, world: World, path: Steps) -> list[list[str]]:
     """The state in words at the beginning and after each step."""
     world.load(b"")
     out = [list(model.show(world))]

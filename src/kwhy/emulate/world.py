@@ -3,7 +3,6 @@
 What models for ``kwhy explore`` are written against.
 """
 
-from kwhy.arch import x86_64_emulation as machine_arch
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.memory import State
@@ -25,6 +24,7 @@ class World:
         self.kernel = kernel
         self.cpu = cpu
         self.scene = KernelScene(Ground(kernel), cpu, None)
+        self._number = self.scene.memory.number
         self._functions: dict[str, int] = {}
         self._fields: dict[tuple[str, str], tuple[int, int, bool]] = {}
 
@@ -35,7 +35,7 @@ class World:
         end = self.scene.enter(self._function(function), arguments, LIMIT)
         if end.kind != "returned":
             raise Stopped(f"{function}(): {end.reason}")
-        return self.scene.machine.get(machine_arch.RESULT)
+        return self.scene.machine.result()
 
     def peek(self, function: str, *arguments: int) -> int:
         """As ``call``, but what the function changed is undone."""
@@ -54,9 +54,12 @@ class World:
 
     def field(self, address: int, struct: str, path: str) -> int:
         """A number or pointer in a structure: ``field(page, "struct buffer_page", "read")``."""
-        offset, size, signed = self._field(struct, path)
-        data = self._read(address + offset, size)
-        return int.from_bytes(data, "little", signed=signed)
+        known = self._fields.get((struct, path))
+        offset, size, signed = known if known is not None else self._field(struct, path)
+        try:
+            return self._number(address + offset, size, signed)
+        except MissingMemory as error:
+            raise _missing(address + offset, error) from None
 
     def inside(self, address: int, struct: str, path: str) -> int:
         """The address of a member."""
@@ -64,7 +67,10 @@ class World:
 
     def word(self, address: int) -> int:
         """Eight bytes of memory."""
-        return int.from_bytes(self._read(address, 8), "little")
+        try:
+            return self._number(address, 8)
+        except MissingMemory as error:
+            raise _missing(address, error) from None
 
     def text(self, address: int, limit: int = 256) -> str:
         """The string at an address."""
@@ -80,6 +86,14 @@ class World:
         """What the calls so far have changed."""
         return self.scene.memory.state()
 
+    def seal(self) -> None:
+        """From now on nothing is fetched from the target: Unfetched is raised instead."""
+        self.scene.ground.sealed = True
+
+    def fingerprint(self) -> str:
+        """What stands for the target's memory, as far as it was touched."""
+        return self.scene.memory.fingerprint()
+
     def load(self, state: State) -> None:
         """Go back to a saved state; empty, it is the beginning."""
         self.scene.memory.restore(state)
@@ -88,7 +102,7 @@ class World:
         try:
             return self.scene.memory.read(address, size)
         except MissingMemory as error:
-            raise Stopped(f"no memory at {address:#x}: {error.why}") from None
+            raise _missing(address, error) from None
 
     def _function(self, name: str) -> int:
         if name not in self._functions:
@@ -105,3 +119,7 @@ class World:
             signed = types.is_signed(found.type)
             self._fields[struct, path] = (found.offset, found.size, signed)
         return self._fields[struct, path]
+
+
+def _missing(address: int, error: MissingMemory) -> Stopped:
+    return Stopped(f"no memory at {address:#x}: {error.why}")
