@@ -10,7 +10,8 @@ import pytest
 from tests.lab.desk import Outcome, kwhy, own_guest, run_in
 
 from kwhy import lab
-from kwhy.lab.hangs import FILE, REPORT, SCENARIOS, Scenario, start
+from kwhy.lab.hangs import FILE, REPORT, SCENARIOS, Scenario, start, stocks
+from kwhy.lab.hangs.stocks import STOCKS, Stock
 from kwhy.report.schema import validate
 
 pytestmark = pytest.mark.lab
@@ -36,11 +37,15 @@ class Answer:
         self.tasks = {task["tid"]: task for task in self.verdict["tasks"]}
 
     def name(self, tid: int) -> str:
-        return self.names.get(tid) or str(self.tasks[tid]["comm"])
+        known = self.names.get(tid)
+        return known or str(self.tasks[tid]["comm"]).split("/")[0]
 
     def wait(self, name: str) -> dict[str, Any]:
         for task in self.verdict["tasks"]:
-            if self.names.get(task["tid"]) == name and task["waits_for"] is not None:
+            if (
+                name in (self.names.get(task["tid"]), task["comm"])
+                and task["waits_for"] is not None
+            ):
                 wait = self.verdict["waits"][task["waits_for"]]
                 assert isinstance(wait, dict)
                 return wait
@@ -58,21 +63,25 @@ class Answer:
         }
 
 
-def judge(answer: Answer, scenarios: Sequence[Scenario]) -> list[str]:
+def judge(answer: Answer, scenarios: Sequence[Scenario | Stock]) -> list[str]:
     """What is wrong with an answer, in words: missing and false edges, cycles, names."""
     wrong = []
     for scenario in scenarios:
         for edge in scenario.edges:
             wait = answer.wait(edge.waiter)
             owners = tuple(answer.name(tid) for tid in wait.get("owners", ()))
-            found = (wait.get("kind"), owners)
-            if (edge.kind, edge.owners) != found:
-                wrong.append(f"{edge.waiter}: {found} instead of {(edge.kind, edge.owners)}")
+            far = tuple(sorted(answer.name(tid) for tid in wait.get("any_of", ())))
+            found = (wait.get("kind"), owners, far)
+            right = (edge.kind, edge.owners, tuple(sorted(edge.any_of)))
+            if right != found:
+                wrong.append(f"{edge.waiter}: {found} instead of {right}")
             if edge.object is not None and edge.object != wait.get("object"):
                 wrong.append(f"{edge.waiter}: {wait.get('object')!r} instead of {edge.object}")
     cycles = {cycle for scenario in scenarios for cycle in scenario.cycles}
     if cycles != answer.rings("cycles"):
         wrong.append(f"cycles {answer.rings('cycles')} instead of {cycles}")
+    texts = " ".join(root["text"] for root in answer.verdict["roots"])
+    wrong += [f"{s.name}: no {s.ends!r}" for s in scenarios if s.ends not in texts]
     likely = {cycle for scenario in scenarios for cycle in scenario.possible}
     if likely != answer.rings("possible"):
         wrong.append(f"possible cycles {answer.rings('possible')} instead of {likely}")
@@ -133,6 +142,26 @@ def test_every_scenario(series: str, tmp_path: Path) -> None:
     assert [] == judge(Answer(bare, names), SCENARIOS)
     dumped = kwhy("hang", "--core", str(core), "--json", *everything)
     assert [] == judge(Answer(dumped, names), SCENARIOS)
+    core.unlink()
+
+
+@pytest.mark.slow
+def test_every_stock_scenario(series: str, tmp_path: Path) -> None:
+    """Far ends of pipes, sockets, daemons, devices and the rest: live and dumped."""
+    chosen = [stock for stock in STOCKS if not (stock.module and series == "5.10")]
+    with own_guest(series, "stock") as guest:
+        with lab.open_link(guest) as link:
+            names = stocks.start(link, [stock.name for stock in chosen])
+            lists = [f"/proc/{number}/task/{number}/children" for number in names.values()]
+            _status, out, _err = run_in(link, "cat", *lists)
+        everything = [*map(str, names.values()), *out.split()]
+        live = kwhy("hang", "--lab", guest.name, "--json", *everything)
+        core = tmp_path / "vmcore"
+        guest.dump(core)
+    assert [] == judge(Answer(live, names), chosen)
+    bare = [] if series == "5.10" else ["--debuginfo", "none"]  # it has no types in memory
+    dumped = kwhy("hang", "--core", str(core), "--json", *bare, *everything)
+    assert [] == judge(Answer(dumped, names), chosen)
     core.unlink()
 
 

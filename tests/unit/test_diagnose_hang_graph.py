@@ -62,3 +62,48 @@ def test_a_proven_cycle_is_not_told_again_as_a_possible_one() -> None:
     found = build(graph_of(waits(1, 2, maybe=(2,)), waits(2, 1)), [1])
     assert 1 == len(found.cycles)
     assert () == found.possible
+
+
+def one_of(task: int, *others: int, complete: bool = True, timed: bool = False) -> Claim:
+    """A wait that any of ``others`` can end."""
+    return Claim(
+        task, "pipe-read", task, "on the pipe's wait queue", "f", 0, any_of=others,
+        complete=complete, timed=timed,
+    )  # fmt: skip
+
+
+def test_all_who_could_end_a_wait_are_stuck() -> None:
+    """A child reads a pipe that only it and its waiting parent can write to."""
+    found = build(graph_of(one_of(1, 2), one_of(2, 1, 2)), [1, 2])
+    assert [{1, 2}] == [set(cycle) for cycle in found.cycles]
+
+
+def test_one_who_could_end_a_wait_is_free() -> None:
+    """Of two writers one sleeps for something else: nothing is stuck for ever."""
+    found = build(graph_of(one_of(1, 2, 3), one_of(2, 1)), [1, 2])
+    assert () == found.cycles
+    assert () == found.possible
+
+
+def test_others_than_those_known_may_end_a_wait() -> None:
+    """Not everybody with the other end is known, so that nothing is proven."""
+    assert () == build(graph_of(one_of(1, 2, complete=False), one_of(2, 1)), [1]).cycles
+
+
+def test_a_wait_with_a_time_limit_is_no_deadlock() -> None:
+    """It goes on by itself, and frees who waits for it."""
+    found = build(graph_of(one_of(1, 2), one_of(2, 1, timed=True)), [1])
+    assert () == found.cycles
+    assert () == found.possible
+
+
+def test_lock_and_pipe_make_a_cycle() -> None:
+    """The owner of a lock waits for data that only the lock's waiter can send."""
+    found = build(graph_of(waits(1, 2), one_of(2, 1)), [1])
+    assert [{1, 2}] == [set(cycle) for cycle in found.cycles]
+
+
+def test_a_chain_follows_the_only_one_at_the_far_end() -> None:
+    """Reader, writer, and whoever has the lock that the writer wants."""
+    found = build(graph_of(one_of(1, 2), waits(2, 3)), [1])
+    assert {1: 3} == found.ends

@@ -33,7 +33,7 @@ class Crowd(Tasks):
         self.by_address = {
             TASKS + 0x10000 * n: Task(
                 TASKS + 0x10000 * n, n + 1, n + 1, "t", "D", False, STACKS + 0x10000 * n,
-                STACKS + 0x10000 * n + 0x3000, 0, 0, False, 0, 0,
+                STACKS + 0x10000 * n + 0x3000, 0, 0, False, 0, 0, 0, 0,
             )
             for n in range(count)
         }  # fmt: skip

@@ -171,6 +171,20 @@ def test_module_symbols_carry_their_module() -> None:
     assert ["mod"] == [symbol.module for symbol in table.named("mod_f")]
 
 
+def test_modules_between_the_parts_of_another() -> None:
+    """A symbol's guessed size may span other modules: the nearest symbol is the right one."""
+    image, percpu, _base = split_image(elf_table(ROWS))
+    image.bias = TEXT
+    tables = tables_from_kallsyms(
+        b"ffffffffc0000000 r __kstrtabns_x\t[one]\nffffffffc0009000 t one_f\t[one]\n"
+        b"ffffffffc0004000 t two_f\t[two]\nffffffffc0004100 t two_g\t[two]\n"
+    )
+    modules = {name: table for name, table in tables.items() if name}
+    found = Symbols(image, percpu, lambda: modules).at(0xFFFF_FFFF_C000_4010)
+    assert found is not None
+    assert ("two_f", "two") == (found.name, found.module)
+
+
 def test_hidden_kallsyms_are_no_symbols() -> None:
     """Without CAP_SYSLOG every address is zero."""
     assert {} == tables_from_kallsyms(b"0000000000000000 T _text\n0000000000000000 t a\nbad line\n")

@@ -78,8 +78,11 @@ class BtfTypes:
                 return type_id
         return 0
 
-    def named(self, name: str) -> TypeRef | None:
-        """A type by C name with trailing pointers; pointer types must exist in the kernel's BTF."""
+    def named(self, name: str, module: str | None = None) -> TypeRef | None:
+        """A type by C name with trailing pointers; pointer types must exist in the kernel's BTF.
+
+        ``module`` may have what the kernel's own lacks, but no pointers to it.
+        """
         words = " ".join(w for w in name.split() if w not in ("const", "volatile"))
         match = _TYPE.match(words)
         if not match:
@@ -91,7 +94,9 @@ class BtfTypes:
         else:
             found = self.vmlinux.named(bare, _BY_PREFIX[prefix])
         if not found:
-            return None
+            own = self.blob(module) if module and not stars else None
+            found = own.named(bare, _BY_PREFIX[prefix]) if own else []
+            return TypeRef(module or "", found[0]) if found else None
         ids = found
         for _ in range(stars):
             ids = [p for i in ids for p in self._pointers_to(i)]

@@ -33,8 +33,8 @@ class DwarfTypes:
             here = here.type
         return here
 
-    def named(self, name: str) -> TypeRef | None:
-        """By C name."""
+    def named(self, name: str, module: str | None = None) -> TypeRef | None:
+        """By C name; ``module`` is of no use, types of loaded debug files are all there."""
         try:
             return self._ref(self._program.type(name))
         except (LookupError, SyntaxError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from kwhy.case import diskcache
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.errors import InputError, KwhyError
-from kwhy.kernel import debuginfo, extable, lines, program, sourcetext, symbols
+from kwhy.kernel import debuginfo, extable, lines, modulebtf, program, sourcetext, symbols
 from kwhy.kernel import modules as loaded
 from kwhy.kernel.btf import Btf
 from kwhy.kernel.btftypes import BtfTypes
@@ -241,7 +241,14 @@ class Kernel:
             return None
         start = self.symbols.address("__per_cpu_start")
         base = start if start and start > symbols.PER_CPU_LIMIT else 0
-        return BtfTypes(Btf(data), lambda name: self.evidence.blob(f"btf/{name}"), base)
+        return BtfTypes(Btf(data), self._module_btf, base)
+
+    def _module_btf(self, name: str) -> bytes | None:
+        list_head = self.symbols.address("btf_modules")
+        return self.evidence.blob(f"btf/{name}") or self.evidence.derived(
+            f"btf/{name} from memory",
+            lambda: modulebtf.from_memory(self.evidence, self.types, list_head, name),
+        )
 
     # -- source lines ------------------------------------------------------------------------------
 

@@ -353,13 +353,17 @@ class Symbols:
         if self.in_image(address):
             found = self.vmlinux.containing(address)
             return None if found is None else self.vmlinux.symbol(found)
+        # Memory of modules interleaves, and a size that is only the distance to the module's next
+        # symbol may span another module: the nearest symbol is the one.
+        nearest: Symbol | None = None
         for table in self.modules.values():
             found = table.containing(address)
-            if found is not None:
-                symbol = table.symbol(found)
-                if address < symbol.end:
-                    return symbol
-        return None
+            symbol = table.symbol(found) if found is not None else None
+            if symbol is None or address >= symbol.end:
+                continue
+            if nearest is None or symbol.address > nearest.address:
+                nearest = symbol
+        return nearest
 
     def code_starts(self, start: int, end: int) -> list[int]:
         """Addresses in [start, end) at which functions begin, each once, sorted."""

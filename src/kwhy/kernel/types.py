@@ -46,8 +46,11 @@ class Member:
 class Types(Protocol):
     """One interface, two makers.  Every method answers None, [] or {} for what it does not know."""
 
-    def named(self, name: str) -> TypeRef | None:
-        """A type by C name: "struct tty_struct", "loff_t", "int", with trailing " *" pointers."""
+    def named(self, name: str, module: str | None = None) -> TypeRef | None:
+        """A type by C name: "struct tty_struct", "loff_t", "int", with trailing " *" pointers.
+
+        ``module`` is looked at for what the kernel itself does not define.
+        """
         ...
 
     def prototype(self, function: str, module: str | None = None) -> Prototype | None:

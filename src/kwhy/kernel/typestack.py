@@ -55,11 +55,11 @@ class TypeStack:
     def _spelled(self, text: str) -> TypeRef:
         return self.named(text) or TypeRef(SPELLED, text)
 
-    def named(self, name: str) -> TypeRef | None:
-        """By C name; a pointer to a known type is always known."""
+    def named(self, name: str, module: str | None = None) -> TypeRef | None:
+        """By C name; a pointer to a known type is always known. ``module``: look there, too."""
         if self.btf is None:
             return self.dwarf.named(name) if self.dwarf else None
-        found = self.btf.named(name)
+        found = self.btf.named(name, module)
         if found is None and name.rstrip().endswith("*") and self.named(name.rstrip()[:-1]):
             return TypeRef(SPELLED, name.rstrip())
         return found

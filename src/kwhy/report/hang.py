@@ -7,7 +7,7 @@ from typing import Final
 from kwhy.report import calls, context, terminal, words
 from kwhy.report.page import Page
 from kwhy.verdict.fail import FailedCall
-from kwhy.verdict.hang import KINDS, Frame, Root, Task, Verdict, Wait
+from kwhy.verdict.hang import KINDS, WANTED, Frame, Root, Task, Verdict, Wait
 
 _SURE: Final = {
     "observed": "who waits and who holds was read from the locks themselves",
@@ -20,6 +20,7 @@ _TITLES: Final = {
     "gone": "never released:",
     "possible": "possibly a deadlock:",
     "unknown": "waiting:",
+    "any": "waiting for one of several:",
     "asleep": "waiting for a sleeper:",
     "ready": "waiting, no deadlock:",
     "running": "waiting, no deadlock:",
@@ -62,6 +63,14 @@ def _finding(
     if root.kind in ("gone", "unknown") and wait is not None:
         page.write((_lock(wait), "bold"), indent=2, hang=4)
         page.write((wait.note or KINDS.get(wait.kind, ""), ""), indent=4)
+        if len(wait.waiters) == len(root.waiting):
+            page.write(
+                (f"{words.count(len(root.waiting), 'task')}: ", ""),
+                (_list(root.waiting, tasks), ""),
+                indent=2,
+                hang=4,
+            )
+            return
     elif root.tids:
         page.write((root.text, "bold"), indent=2, hang=4)
     _behind(page, root.waiting, tasks, of_task)
@@ -84,6 +93,8 @@ def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[i
         if wait is not None:
             _barred(page, bar, f"waits for {_lock(wait)},")
             by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
+            if tid not in wait.owners and not wait.owners and wait.any_of:
+                by = "which only these can end:" if len(wait.any_of) > 1 else "to be ended by"
             if wait.behind and set(tids) & set(wait.behind):
                 by = "queued behind"
             page.raw(bar, (by, ""))
@@ -134,7 +145,9 @@ def _who(tid: int, tasks: dict[int, Task]) -> str:
 
 
 def _lock(wait: Wait) -> str:
-    """ "rwsem-write inode->i_rwsem of /opt/fire.js"."""
+    """ "rwsem-write inode->i_rwsem of /opt/fire.js", "data in pipe:[7]"."""
+    if wait.kind in WANTED and (wait.object or "{}" not in WANTED[wait.kind]):
+        return WANTED[wait.kind].format(wait.object)
     name = wait.name or (wait.address if not wait.object else "")
     text = f"{wait.kind} {name}".strip() if name != wait.kind else wait.kind
     if wait.object:

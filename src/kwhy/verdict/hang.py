@@ -6,7 +6,7 @@ from typing import Final, Literal
 from kwhy.verdict import common
 from kwhy.verdict.common import ADDED, JSON, SCHEMA, Confidence, Evidence, KernelId
 
-RootKind = Literal["deadlock", "possible", "gone", "running", "ready", "asleep", "unknown"]
+RootKind = Literal["deadlock", "possible", "gone", "running", "ready", "asleep", "any", "unknown"]
 """Why a chain of waits ends where it does.
 
 deadlock  a cycle of tasks through locks that they own
@@ -15,7 +15,8 @@ gone      the lock's owner ended without releasing it
 running   the owner is on a CPU
 ready     the owner wants to run
 asleep    the owner sleeps for something that no task owns
-unknown   who could end the wait is not recorded
+any       one of several tasks that are known can end it
+unknown   who could end the wait is not recorded, or is no task
 """
 
 KINDS: Final[dict[str, str]] = {
@@ -30,10 +31,24 @@ KINDS: Final[dict[str, str]] = {
     "futex": "a futex; the owner is in its word, or in the C library's mutex around it",
     "flock": "a flock(2) lock; the owner is who took it",
     "posix-lock": "a fcntl(2) lock; the owner is the process",
+    "ofd-lock": "a fcntl(2) lock of an open file; the owner is whoever has that open",
     "lease": "a file lease to be given back",
     "pipe-read": "data in a pipe",
     "pipe-write": "room in a pipe",
+    "fifo-open": "somebody to open the other end of a FIFO",
+    "tty": "input, or room, of a terminal",
+    "eventfd": "a number in an eventfd",
     "vfork": "a vfork child to exec or exit",
+    "threads": "the other threads of the process to end",
+    "fanotify": "a scanner to allow the use of a file",
+    "userfault": "a page that another process supplies",
+    "sysv-sem": "a System V semaphore; it has no owner",
+    "message": "a message, or room for one",
+    "inotify": "a change to a watched file",
+    "io_uring": "requests of an io_uring to be finished",
+    "journal": "a file system's journal",
+    "writeback": "dirty pages to be written",
+    "memory": "memory that its control group has no more of",
     "folio": "a bit (lock, writeback) of a page in memory",
     "buffer": "a buffer head's bit",
     "bit": "a bit in some structure",
@@ -56,6 +71,18 @@ KINDS: Final[dict[str, str]] = {
     "unknown": "something that is not known",
 }
 """What the ``kind`` of a wait means."""
+
+WANTED: Final[dict[str, str]] = {
+    "pipe-read": "data in {}", "pipe-write": "room in {}", "fifo-open": "the other end of {}",
+    "folio": "a page of {}", "buffer": "a block of {}", "io": "{}", "child": "{}", "threads": "{}",
+    "socket": "{}", "fuse": "the daemon of {}", "nfs": "{}", "tty": "{}", "eventfd": "{}",
+    "poll": "any of {}", "epoll": "any of {}", "signal": "{}", "timer": "{}", "inotify": "{}",
+    "message": "{}", "io_uring": "{}", "sysv-sem": "{}", "fanotify": "a scanner's word on {}",
+    "userfault": "{}", "memory": "{}", "journal": "{}", "writeback": "{}", "workqueue": "{}",
+    "stopped": "{}", "freezer": "{} to be thawed", "freeze": "{} to be thawed",
+    "vfork": "the child that borrowed its memory",
+}  # fmt: skip
+"""How to say that a task waits for something with a name, where that is no lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +161,10 @@ class Wait:
     behind: tuple[int, ...] = field(default=(), metadata=ADDED)
     note: str | None = field(default=None, metadata=ADDED)
     taken: tuple[Taken, ...] = field(default=(), metadata=ADDED)
+    any_of: tuple[int, ...] = field(default=(), metadata=ADDED)
+    """Processes any of which can end it: those with the other end of a pipe, the children."""
+    complete: bool = field(default=False, metadata=ADDED)
+    """Nobody but ``any_of`` can end it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,10 @@ class Claim:
     ``address`` is the lock or whatever the wait hangs on, 0 if there is none to name; ``proof``
     says what memory showed. ``owners`` are task addresses; ``sure`` how those are known: read from
     the lock itself (observed), or the only tasks that fit (deduced). ``candidates`` may be owners.
-    ``behind`` are waiters queued before this one that have to go first. ``note`` is a sentence.
+    ``behind`` are waiters queued before this one that have to go first. ``any_of`` are tasks each
+    of which can end the wait, as the threads with the other end of a pipe; ``complete``: nobody
+    else can. ``timed``: a time limit ends it. ``note`` is a sentence, ``object`` what a person
+    calls the thing.
     """
 
     task: int
@@ -28,3 +31,7 @@ class Claim:
     behind: tuple[int, ...] = ()
     note: str = ""
     extra: tuple[tuple[str, int], ...] = ()
+    any_of: tuple[int, ...] = ()
+    complete: bool = False
+    timed: bool = False
+    object: str = ""

@@ -7,6 +7,7 @@ from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.diagnose.hang import graph, say
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.detail import Detail
+from kwhy.diagnose.hang.disks import why_frozen
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.objects import Objects
 from kwhy.diagnose.hang.survey import Survey, survey
@@ -19,9 +20,12 @@ from kwhy.verdict.hang import Reading, Root, Verdict, Wait
 MAX_SHOWN = 5000
 """Tasks that an answer describes one by one; the rest are counted in a note."""
 
+PROMPT = frozenset({"fuse", "nfs", "fanotify", "userfault", "vfork", "memory"})
+PATIENCE = 10 * 10**9
+"""Kinds of waits that are short where all is well, and after how many ns one is told of."""
+
 FREEZES = "super_block->s_writers"
-FROZEN = "somebody has frozen the file system; it goes on when that is undone (fsfreeze --unfreeze)"
-"""The locks that freezing a file system (ioctl FIFREEZE) takes for writing, and who has them."""
+"""The locks that freezing a file system takes for writing."""
 
 Again = Callable[[], Evidence | None]
 """A second, fresh reading of a live target; None where nothing can have changed."""
@@ -73,6 +77,7 @@ def _print(seen: Survey, address: int) -> JSON:
     """What must be the same at both looks for a wait to count."""
     task, claim = seen.task(address), seen.claims[address]
     owners: list[JSON] = [f"{owner:x}" for owner in claim.owners]
+    owners.append([f"{other:x}" for other in claim.any_of] if claim.complete else None)
     return [task.tid, task.state, task.switches, claim.kind, f"{claim.address:x}", owners]
 
 
@@ -91,9 +96,16 @@ def _asked(
     everything = graph.build(claims, ())
     stuck = {t.address for t in tasks if t.state == "D" and t.address in still}
     stuck |= {a for cycle in (*everything.cycles, *everything.possible) for a in cycle}
+    stuck |= {a for a in still if _overdue(seen, claims[a])}
     if not stuck:
         raise NothingToExplain("no task is stuck; name a process to see what it waits for")
     return sorted(_and_behind(claims, stuck), key=lambda a: seen.task(a).tid)
+
+
+def _overdue(seen: Survey, claim: Claim) -> bool:
+    """A wait that may be interrupted, for somebody who should have answered long ago."""
+    since = seen.task(claim.task).seen
+    return claim.kind in PROMPT and bool(since) and seen.now - since > PATIENCE
 
 
 def _and_behind(claims: Mapping[int, Claim], stuck: set[int]) -> set[int]:
@@ -162,6 +174,10 @@ class _Answer:
     def _tids(self, tasks: Iterable[int]) -> tuple[int, ...]:
         return tuple(self.seen.task(task).tid for task in tasks)
 
+    def _pids(self, tasks: Iterable[int]) -> tuple[int, ...]:
+        """Their processes, each once."""
+        return tuple(dict.fromkeys(self.seen.task(task).tgid for task in tasks))
+
     def _ring(self, tasks: Sequence[int]) -> tuple[int, ...]:
         """A cycle's tids, beginning at the lowest."""
         tids = self._tids(tasks)
@@ -202,6 +218,8 @@ class _Answer:
             first = claims[0]
             named = names.named(first, self.seen.stacks[first.task])
             frozen = named.name.startswith(FREEZES)
+            note = why_frozen(self.seen.look, first.address) if frozen else first.note
+            note = why_frozen(self.seen.look, first.address) if frozen else first.note
             waits.append(
                 Wait(
                     id=number,
@@ -213,10 +231,12 @@ class _Answer:
                     owners=self._tids(first.owners),
                     proof=first.proof,
                     function=first.function,
-                    known=first.sure,
+                    known="observed" if frozen else first.sure,
                     candidates=self._tids(first.candidates),
                     behind=self._tids(dict.fromkeys(b for c in claims for b in c.behind)),
-                    note=FROZEN if frozen else first.note or None,
+                    note=note or None,
+                    any_of=self._pids(first.any_of),
+                    complete=first.complete,
                     taken=tuple(
                         taken[owner][first.address]
                         for owner in first.owners
@@ -246,14 +266,16 @@ class _Answer:
             claim = self.claims.get(end)
             if claim is not None and dict(claim.extra).get("gone"):
                 groups.setdefault(("gone", of_task.get(end)), []).append(task)
-            elif end in asked and claim is not None and not claim.owners:
+            elif claim is not None and not claim.owners and len(self._pids(claim.any_of)) > 1:
+                groups.setdefault(("any", of_task.get(end)), []).append(task)
+            elif end in asked and claim and not claim.owners and self._task(end).state != "T":
                 groups.setdefault(("unknown", of_task.get(end)), []).append(task)
             else:
                 groups.setdefault((_ending(self._task(end)), end), []).append(task)
         roots = []
         for (kind, which), members in groups.items():
             roots.append(self._root(kind, which, members, found, waits, of_task))
-        order = ("deadlock", "gone", "possible", "unknown", "asleep", "ready", "running")
+        order = ("deadlock", "gone", "possible", "unknown", "any", "asleep", "ready", "running")
         return tuple(sorted(roots, key=lambda root: (order.index(root.kind), root.tids)))
 
     def _root(
@@ -280,6 +302,12 @@ class _Answer:
                 kind="gone" if kind == "gone" else "unknown", text=say.unowned(wait), tids=(),
                 waiting=waiting, wait=wait.id if wait else None,
             )  # fmt: skip
+        if kind == "any":
+            wait = waits[int(str(which))]
+            return Root(
+                kind="any", text=say.several(wait, self.seen), tids=wait.any_of, waiting=waiting,
+                wait=wait.id,
+            )  # fmt: skip
         end = self._task(int(str(which)))
         wait_id = of_task.get(end.address)
         text = say.ending(end, waits[wait_id] if wait_id is not None else None)
@@ -292,7 +320,8 @@ class _Answer:
 
 def _same(claim: Claim) -> tuple[object, ...]:
     """Equal for claims that wait for the same thing."""
-    return (claim.kind, claim.address or claim.function, claim.owners, claim.extra)
+    place = claim.address or claim.function
+    return (claim.kind, place, claim.owners, claim.extra, claim.any_of, claim.object)
 
 
 def _ending(task: Task) -> str:

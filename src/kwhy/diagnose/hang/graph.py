@@ -1,17 +1,22 @@
 """The graph of who waits for whom: its cycles, and where its chains end.
 
-Nodes are task addresses. An edge is a proven wait for a task that owns the lock (or stands before
-in its queue and has to go first). A deadlock is a strongly connected component; a queue behind an
-owner that can still run is none.
+Nodes are task addresses. An edge is a proven wait: for a task that owns the lock (or stands before
+in its queue and has to go first), or for any of several tasks that could end it. Who waits for an
+owner that is stuck is stuck; who waits for any of several is stuck only when all of them are. A
+deadlock is a strongly connected component of stuck tasks; a queue behind an owner that can still
+run is none.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
 
 from kwhy.diagnose.hang.claims import Claim
+
+MAX_FAR = 8
+"""Of those who could end a wait, so many are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +37,60 @@ class Waits:
 
 def build(claims: Mapping[int, Claim], asked: Iterable[int]) -> Waits:
     """The cycles of all ``claims``, and the ends of the chains that begin at ``asked``."""
+    stuck = _stuck(claims, lambda claim: claim.owners)
+    maybe = _stuck(claims, lambda claim: (*claim.owners, *claim.candidates))
     proven: nx.DiGraph[int] = nx.DiGraph()
     likely: nx.DiGraph[int] = nx.DiGraph()
+    following: nx.DiGraph[int] = nx.DiGraph()
     for task, claim in claims.items():
-        for other in (*claim.owners, *claim.behind):
-            proven.add_edge(task, other)
-        for other in (*claim.owners, *claim.behind, *claim.candidates):
-            likely.add_edge(task, other)
+        held = (*claim.owners, *claim.behind)
+        all_of = claim.any_of if claim.complete else ()
+        proven.add_edges_from((task, o) for o in (*held, *all_of) if {task, o} <= stuck)
+        likely.add_edges_from(
+            (task, o) for o in (*held, *claim.candidates, *all_of) if {task, o} <= maybe
+        )
+        only = claim.any_of if len(claim.any_of) == 1 else ()
+        following.add_edges_from((task, o) for o in (*held, *(all_of if task in stuck else only)))
     cycles = _cycles(proven)
     inside = {task: number for number, cycle in enumerate(cycles) for task in cycle}
     possible = tuple(c for c in _cycles(likely) if not set(c) <= inside.keys())
-    ends = {task: _end(proven, task, inside) for task in asked}
-    return Waits(cycles, possible, ends, likely, inside)
+    ends = {task: _end(following, task, inside) for task in asked}
+    return Waits(cycles, possible, ends, _all(claims), inside)
+
+
+def _all(claims: Mapping[int, Claim]) -> "nx.DiGraph[int]":
+    """Every task beside all that it may wait for."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    for task, claim in claims.items():
+        others = (*claim.owners, *claim.behind, *claim.candidates, *claim.any_of[:MAX_FAR])
+        graph.add_edges_from((task, other) for other in others)
+    return graph
+
+
+def _stuck(claims: Mapping[int, Claim], held_by: Callable[[Claim], Sequence[int]]) -> set[int]:
+    """Tasks that cannot go on, ever: begin with all, and free who waits for somebody free."""
+    stuck = {task for task, claim in claims.items() if not claim.timed}
+    waiting: dict[int, list[int]] = {}
+    for task, claim in claims.items():
+        for other in (*held_by(claim), *claim.behind, *claim.any_of):
+            waiting.setdefault(other, []).append(task)
+    queue = list(stuck)
+    while queue:
+        task = queue.pop()
+        if task not in stuck:
+            continue
+        claim = claims[task]
+        need = (*held_by(claim), *claim.behind)
+        far = claim.any_of if claim.complete else ()
+        if not any(o in stuck for o in need) and not (far and all(o in stuck for o in far)):
+            stuck.discard(task)
+            queue += waiting.get(task, ())
+    return stuck
 
 
 def _cycles(graph: "nx.DiGraph[int]") -> tuple[tuple[int, ...], ...]:
     """One cycle of each strongly connected component."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for component in nx.strongly_connected_components(graph):
         if len(component) == 1:
             (only,) = component

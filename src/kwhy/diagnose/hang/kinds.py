@@ -2,10 +2,21 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang import (
+    channels,
+    disks,
+    family,
+    journals,
+    messages,
+    polled,
+    workers,
+)
 from kwhy.diagnose.hang.claims import Claim
-from kwhy.diagnose.hang.locks import Locks, Recogniser
+from kwhy.diagnose.hang.locks import Recogniser
+from kwhy.diagnose.hang.look import Look, Prover
 from kwhy.diagnose.hang.others import Others
 from kwhy.diagnose.hang.stacks import Frame, Stack
 
@@ -16,7 +27,7 @@ _GENERIC = re.compile(
     r"prepare_to_wait.*)$"
 )
 _DEPTH = 14  # frames from the innermost in which the reason must stand
-
+_THROTTLED = "it is slowed down, because its control group is above memory.high"
 
 #: Who sleeps for what, where no list proves it: functions in order of how much they tell.
 _PLAIN: tuple[tuple[str, str], ...] = (
@@ -42,10 +53,58 @@ _PLAIN: tuple[tuple[str, str], ...] = (
 )
 
 
+_PROVERS: tuple[tuple[str, Prover], ...] = (
+    ("fifo_open wait_for_partner", channels.fifo_open),
+    ("pipe_read pipe_write anon_pipe_read anon_pipe_write", channels.pipe),
+    ("pipe_wait_readable pipe_wait_writable", channels.pipe),
+    ("request_wait_answer", channels.fuse),
+    ("fanotify_handle_event fanotify_get_response", channels.scanner),
+    ("handle_userfault", channels.page_fault),
+    ("eventfd_read", channels.event),
+    ("n_tty_read n_tty_write", channels.terminal),
+    ("unix_wait_for_peer", channels.unix_connecting),
+    ("sk_wait_data __sk_.* sk_stream_wait_.* inet_csk_accept", channels.connection),
+    ("__skb_wait_for_more_packets unix_stream_.* sock_alloc_send_pskb", channels.connection),
+    ("inet_wait_for_connect tcp_recvmsg.* tcp_sendmsg.* inet_stream_connect", channels.connection),
+    ("do_wait kernel_wait4 kernel_waitid", family.child),
+    ("ptrace_stop do_signal_stop do_jobctl_trap", family.stopped),
+    ("__refrigerator cgroup_enter_frozen do_freezer_trap", family.frozen),
+    ("get_signal", family.frozen_group),
+    ("begin_new_exec de_thread flush_old_exec", family.exec_alone),
+    ("mem_cgroup_handle_over_high __mem_cgroup_handle_over_high", family.limited(_THROTTLED)),
+    ("mem_cgroup_oom_synchronize", family.limited("the out-of-memory killer is off")),
+    ("folio_wait_bit.* __folio_lock.* folio_wait_writeback.*", disks.folio),
+    ("wait_on_page_bit.* __lock_page.*", disks.folio),
+    ("__wait_on_buffer __lock_buffer", disks.buffer),
+    ("submit_bio_wait bio_await.*", disks.bio),
+    ("rpc_wait_bit_killable", disks.remote_call),
+    ("__flush_work.* __cancel_work.*", workers.flush),
+    ("__flush_workqueue flush_workqueue drain_workqueue", workers.flush_all),
+    ("jbd2_log_wait_commit wait_transaction_locked", journals.journal),
+    ("wait_transaction_switching add_transaction_credits", journals.journal),
+    ("jbd2_journal_wait_updates jbd2_journal_commit_transaction", journals.journal_updates),
+    ("wb_wait_for_completion wb_wait_completion", journals.writeback),
+    ("synchronize_rcu.* __wait_rcu_gp synchronize_srcu.* rcu_barrier", journals.grace_period),
+    ("__do_semtimedop do_semtimedop", messages.system_v),
+    ("do_msgrcv do_msgsnd", messages.told("message", "a System V message, or room for one")),
+    ("wq_sleep", messages.told("message", "a POSIX message, or room for one")),
+    ("signalfd_read.* signalfd_dequeue", messages.told("signal", "a signal, by signalfd")),
+    ("timerfd_read.*", messages.told("timer", "a timer of its own, by timerfd")),
+    ("inotify_read", messages.told("inotify", "a change to a watched file")),
+    ("fanotify_read", messages.told("inotify", "a change to a watched file")),
+    ("io_cqring_wait __do_sys_io_uring_enter", messages.told("io_uring", "requests to finish")),
+    ("do_sys_poll do_poll", polled.polled),
+    ("do_epoll_wait ep_poll", polled.watched),
+)
+"""Who proves a wait beyond a sleeping lock's, by the functions that sleep in it."""
+
+
 class Recognisers:
     """Sends each stack to the first recogniser that knows one of its innermost functions."""
 
-    def __init__(self, locks: Locks, others: Others) -> None:
+    def __init__(self, look: Look) -> None:
+        locks = look.locks
+        others = Others(look.memory, look.tasks, locks, look.user)
         proven: tuple[tuple[str, Recogniser], ...] = (
             ("__mutex_lock.* mutex_lock.* __ww_mutex_lock.*", locks.mutex),
             ("rwsem_down_read_slowpath rwsem_down_write_slowpath", locks.rwsem),
@@ -59,10 +118,7 @@ class Recognisers:
             ("__futex_wait futex_wait futex_lock_pi.*", others.futex),
             ("locks_lock_inode_wait flock_lock_inode_wait posix_lock_inode_wait", others.file_lock),
             ("do_lock_file_wait fcntl_setlk __break_lease __do_sys_flock", others.file_lock),
-            ("pipe_read pipe_write anon_pipe_read anon_pipe_write", others.pipe),
-            ("pipe_wait_readable pipe_wait_writable", others.pipe),
-            ("folio_wait_bit.* __folio_lock.* folio_wait_writeback.*", others.folio),
-            ("wait_on_page_bit.* __lock_page.*", others.folio),
+            *((names, partial(prove, look)) for names, prove in _PROVERS),
             ("wait_for_common.* __wait_for_common wait_for_completion.*", locks.completion),
         )
         self._proven = [(_pattern(names), way) for names, way in proven]

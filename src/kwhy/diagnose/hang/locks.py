@@ -127,7 +127,7 @@ class Locks:
         m = self._m
         node_at = m.offset("struct swait_queue", "task_list")
         task_at = m.offset("struct swait_queue", "task")
-        for at in _places(stack, stack.task.address):
+        for at in places(stack, stack.task.address):
             node = at - task_at + node_at
             if not m.linked(node):
                 continue
@@ -186,7 +186,7 @@ class Locks:
         m = self._m
         node_at = m.offset("struct wait_queue_entry", "entry")
         task_at = m.offset("struct wait_queue_entry", "private")
-        for at in _places(stack, stack.task.address):
+        for at in places(stack, stack.task.address):
             entry = at - task_at
             if not m.linked(entry + node_at):
                 continue
@@ -202,7 +202,7 @@ class Locks:
         m = self._m
         node_at, task_at = m.offset(waiter, "list"), m.offset(waiter, "task")
         headless = m.has(lock, "first_waiter")
-        for at in _places(stack, stack.task.address):
+        for at in places(stack, stack.task.address):
             node = at - task_at + node_at
             if not m.linked(node):
                 continue
@@ -262,7 +262,7 @@ def head_of(ring: Ring) -> int:
     return ring.head
 
 
-def _places(stack: Stack, word: int) -> Iterator[int]:
+def places(stack: Stack, word: int) -> Iterator[int]:
     """Stack addresses that hold ``word``."""
     for index, here in enumerate(stack.words):
         if here == word:

@@ -6,6 +6,17 @@ from kwhy.kernel.types import TypeRef
 
 MASK = (1 << 64) - 1
 
+#: Types that a module defines, should the kernel not have it built in.
+_MODULES = {
+    "struct mapped_device": "dm_mod", "struct hash_cell": "dm_mod", "struct loop_device": "loop",
+    "struct loop_worker": "loop", "struct jbd2_journal_handle": "jbd2", "struct journal_s": "jbd2",
+    "struct transaction_s": "jbd2", "struct fuse_req": "fuse", "struct fuse_mount": "fuse",
+    "struct fuse_conn": "fuse", "struct fuse_dev": "fuse", "struct fuse_chan": "fuse",
+    "struct rpc_task": "sunrpc",
+    "struct rpc_clnt": "sunrpc", "struct rpc_xprt": "sunrpc", "struct nfs_server": "nfs",
+    "struct unix_sock": "unix",
+}  # fmt: skip
+
 
 def kernel_pointer(word: int) -> bool:
     """Whether a word may point into the kernel, under four or five levels of page tables."""
@@ -25,7 +36,7 @@ class Memory:
     def type(self, name: str) -> TypeRef | None:
         """A type by its C name, None if the kernel has no such type."""
         if name not in self._types:
-            self._types[name] = self.kernel.types.named(name)
+            self._types[name] = self.kernel.types.named(name, _MODULES.get(name))
         return self._types[name]
 
     def _field(self, type: str, path: str) -> tuple[int, int, tuple[int, int] | None] | None:
@@ -79,7 +90,9 @@ class Memory:
         return raw.split(b"\0")[0].decode("utf-8", "replace")
 
     def read(self, address: int, size: int) -> bytes:
-        """Bytes; raises MissingMemory."""
+        """Bytes; raises MissingMemory, for NULL too: some dumps have something there."""
+        if not kernel_pointer(address):
+            raise MissingMemory(address)
         return self.evidence.read(address, size)
 
     def u64(self, address: int) -> int:

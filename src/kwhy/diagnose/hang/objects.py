@@ -12,9 +12,15 @@ from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.diagnose.hang.tasks import Task, Tasks
-from kwhy.diagnose.hang.user import DESCRIPTORS, Files, UserMemory
+from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS, Files, UserMemory
 
+_NAMED = 4  # files of a set that are named
 _MAX_DEPTH = 64  # names of a path
+#: Kinds that are named by the descriptor that the system call works on.
+DESCRIBED = frozenset({
+    "pipe-read", "pipe-write", "wait-queue", "socket", "fuse", "io", "eventfd", "tty", "signal",
+    "timer", "inotify", "message", "io_uring",
+})  # fmt: skip
 _PIPEFS, _SOCKFS = "pipefs", "sockfs"
 
 
@@ -37,29 +43,57 @@ class Objects:
 
     def named(self, claim: Claim, stack: Stack) -> Named:
         """The lock's name and its object; empty where nothing can be said for certain."""
+        if claim.object:
+            return Named(self._variable(claim.address), claim.object)
         key = (claim.kind, claim.address)
+        if not claim.address:
+            return self._tried(claim, stack)
         if key not in self._known or not self._known[key].object:
-            try:
-                self._known[key] = self._name(claim, stack)
-            except (MissingMemory, LookupError):
-                self._known[key] = Named()
+            self._known[key] = self._tried(claim, stack)
         return self._known[key]
+
+    def _tried(self, claim: Claim, stack: Stack) -> Named:
+        try:
+            return self._name(claim, stack)
+        except (MissingMemory, LookupError):
+            return Named()
 
     def _name(self, claim: Claim, stack: Stack) -> Named:
         extra = dict(claim.extra)
+        if "descriptor" in extra:
+            return Named("", self._several(claim, stack.task))
+        if "super_block" in extra:
+            return Named("", self._super_block(extra["super_block"], stack.task))
         if "file" in extra:
             return Named("file_lock", self.file_path(extra["file"], stack.task))
         if claim.kind == "futex":
             return Named("futex", f"{claim.address:#x} in {stack.task.comm}'s memory")
         if claim.kind == "folio":
             return self._folio(claim, stack)
-        if claim.kind in ("pipe-read", "pipe-write", "wait-queue", "socket", "fuse", "io"):
+        if claim.kind == "fanotify":
+            return Named("", self._path_argument(stack))
+        if claim.kind in DESCRIBED:
             path = self.descriptor(stack)
             if path:
                 return Named(self._variable(claim.address), path)
         if not claim.address:
             return Named()
         return self._lock(claim, stack)
+
+    def _several(self, claim: Claim, task: Task) -> str:
+        """ "3 files: 5 pipe:[7], 6 /dev/null, ..." of a set of descriptors."""
+        numbers = [number for word, number in claim.extra if word == "descriptor"]
+        named = [f"{n} {self.descriptor_path(task, n)}".strip() for n in numbers[:_NAMED]]
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        files = "1 file" if len(numbers) == 1 else f"{len(numbers)} files"
+        return f"{files}: {', '.join(named)}{more}"
+
+    def _path_argument(self, stack: Stack) -> str:
+        """The first path that the task's system call names, "" if none."""
+        call = self._user.arguments(stack)
+        if call is None or call[0] not in PATHS:
+            return ""
+        return self._user.string(stack.task, call[1][PATHS[call[0]][0]]) or ""
 
     def _folio(self, claim: Claim, stack: Stack) -> Named:
         m = self._m

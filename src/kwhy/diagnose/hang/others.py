@@ -105,11 +105,17 @@ class Others:
         )  # fmt: skip
         owner = m.value(core, blocker, f"{prefix}owner")
         taker = self._tasks.by_tid.get(m.value(core, blocker, f"{prefix}pid"))
+        if kind == "posix-lock" and owner == file:  # of an open file: F_OFD_SETLK
+            return self._opened(replace(claim, kind="ofd-lock"), file)
         if kind == "posix-lock":
             owners = self._processes().get(owner, ())
             return replace(claim, owners=owners, sure="observed" if owners else "unknown")
         if taker is not None and self._files.has_open(taker, file):
             return replace(claim, owners=(taker.address,), sure="observed")
+        return self._opened(claim, file)
+
+    def _opened(self, claim: Claim, file: int) -> Claim:
+        """A lock that belongs to an open file, whoever uses that."""
         others = self._openers(file)
         if len(others) == 1:
             note = "the only process that still has the locked file open"
@@ -121,23 +127,9 @@ class Others:
             self._holders[file] = tuple(
                 task.address
                 for task in self._tasks.by_address.values()
-                if task.tid == task.tgid and task.files and self._files.has_open(task, file)
+                if task.tid == task.tgid and self._files.has_open(task, file)
             )
         return self._holders[file]
-
-    def pipe(self, stack: Stack, frame: Frame) -> Claim | None:
-        """A pipe that is empty (or full): whoever has the other end open may end the wait."""
-        m = self._m
-        reading = "read" in frame.name
-        kind = "pipe-read" if reading else "pipe-write"
-        found = self._locks.wait_queue(stack)
-        queue = "rd_wait.head" if reading else "wr_wait.head"
-        if found is None or not m.has("struct pipe_inode_info", queue):
-            return self._plain(stack, frame, kind, f"sleeping in {frame.name}")
-        pipe = head_of(found[1]) - m.offset("struct pipe_inode_info", queue)
-        return Claim(
-            stack.task.address, kind, pipe, "on the pipe's wait queue", frame.name, frame.cfa
-        )
 
     def _processes(self) -> dict[int, tuple[int, ...]]:
         """Leaders of processes by their table of open files, the owner of a POSIX lock."""
@@ -163,19 +155,6 @@ class Others:
             return claim
         return replace(
             claim, kind="vfork", proof="the child's vfork_done", owners=(child,), sure="observed"
-        )
-
-    def folio(self, stack: Stack, frame: Frame) -> Claim | None:
-        """A page or folio bit; which one is in the waiter on the stack."""
-        m = self._m
-        found = self._locks.wait_queue(stack)
-        if found is None:
-            return self._plain(stack, frame, "folio", f"sleeping in {frame.name}")
-        queue = "struct wait_page_queue"
-        page = m.first(queue, "folio", "page")
-        address = m.value(queue, found[0] - m.offset(queue, "wait"), page)
-        return Claim(
-            stack.task.address, "folio", address, "on the page's wait queue", frame.name, frame.cfa
         )
 
     def queue(self, kind: str, stack: Stack, frame: Frame) -> Claim:

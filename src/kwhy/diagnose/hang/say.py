@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kwhy.diagnose.hang.survey import Survey
 from kwhy.diagnose.hang.tasks import Task as Seen
 from kwhy.verdict.common import Confidence
-from kwhy.verdict.hang import Root, Task, Wait
+from kwhy.verdict.hang import KINDS, WANTED, Root, Task, Wait
+
+FAR = 4
+"""Of those who could end a wait, so many are named."""
 
 
 def count(number: int, one: str) -> str:
@@ -23,6 +27,15 @@ def thing(wait: Wait) -> str:
     return f"{kind} at {wait.address}" if wait.address else f"{kind} in {wait.function}()"
 
 
+def wanted(wait: Wait) -> str:
+    """The same as what a task waits for: "data in pipe:[7]"."""
+    if wait.object and wait.kind in WANTED:
+        return WANTED[wait.kind].format(wait.object)
+    if wait.kind == "timer":
+        return "time to pass"
+    return thing(wait)
+
+
 def cycle_text(tids: Sequence[int], behind: Sequence[int]) -> str:
     """ "1 -> 2 -> 1; 3 more tasks wait behind them"."""
     ring = " -> ".join(str(tid) for tid in (*tids, tids[0]))
@@ -38,7 +51,7 @@ def unowned(wait: Wait | None) -> str:
     if wait is None:
         return "what it waits for is not known"
     note = f": {wait.note}" if wait.note else ""
-    return f"{thing(wait)}{note}"
+    return f"{wanted(wait)}{note}"
 
 
 def ending(end: Seen, wait: Wait | None) -> str:
@@ -50,9 +63,26 @@ def ending(end: Seen, wait: Wait | None) -> str:
         return f"{who} is ready to run"
     if end.state in "ZX":
         return f"{who} has ended"
+    if end.state == "T":
+        return f"{who} is stopped by a signal; SIGCONT lets it go on"
+    if end.state == "t":
+        return f"{who} is stopped by a tracer"
     if wait is None:
         return f"{who} sleeps"
-    return f"{who} sleeps, waiting for {thing(wait)}"
+    return f"{who} sleeps, waiting for {wanted(wait)}"
+
+
+def several(wait: Wait, seen: Survey) -> str:
+    """Who of several could end a wait, and what the first of them do."""
+    told = []
+    for pid in wait.any_of[:FAR]:
+        task = seen.tasks.by_tid.get(pid)
+        claim = seen.claims.get(task.address) if task else None
+        doing = f" ({KINDS.get(claim.kind, claim.kind)})" if claim else ""
+        told.append(f"{pid} {task.comm}{doing}" if task else str(pid))
+    more = len(wait.any_of) - len(told)
+    who = ", ".join(told) + (f" and {more:,} more" if more > 0 else "")
+    return f"{wanted(wait)}: any of {len(wait.any_of)} processes can end it: {who}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +109,13 @@ class Story:
             return "observed"
         if first == "possible":
             return "ambiguous"
-        if first != "unknown":
-            return "observed"
+        if first not in ("unknown", "any"):
+            ends = set(self.roots[0].tids)
+            ending = [w for w in self.waits if ends & {*w.owners, *w.any_of}]
+            sure = not ending or any(w.known == "observed" for w in ending)
+            return "observed" if sure else "deduced"
         wait = next((w for w in self.waits if w.id == self.roots[0].wait), None)
-        return "observed" if wait is not None and wait.kind == "freeze" else "unknown"
+        return (wait.known if wait is not None else None) or "unknown"
 
     def summary(self) -> str:
         """One sentence: the worst that was found, and how much more there is."""
@@ -108,12 +141,16 @@ class Story:
         waiting = self._who(root.waiting or root.tids)
         if root.kind == "gone":
             return f"{waiting} for {root.text}"
-        if root.kind == "unknown":
+        if root.kind in ("unknown", "any"):
             return f"{waiting} for {root.text}"
         if not root.waiting:
             return root.text
-        held = next((w for w in self.waits if set(w.owners) & set(root.tids)), None)
+        ends = set(root.tids)
+        held = next((w for w in self.waits if set(w.owners) & ends), None)
+        far = next((w for w in self.waits if set(w.any_of) & ends), None)
         what = f"for {thing(held)}, held: " if held else "for a task: "
+        if far is not None and held is None:
+            what = f"for {wanted(far)}: "
         return f"{waiting} {what}{root.text}; this is no deadlock"
 
     def _who(self, tids: Sequence[int]) -> str:

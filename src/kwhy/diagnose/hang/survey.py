@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.ends import Ends
 from kwhy.diagnose.hang.kinds import Recognisers
 from kwhy.diagnose.hang.locks import Locks
+from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.memory import Memory
-from kwhy.diagnose.hang.others import Others
 from kwhy.diagnose.hang.stacks import Stack, Unwinder
 from kwhy.diagnose.hang.tasks import Task, Tasks
 from kwhy.diagnose.hang.user import UserMemory
@@ -23,6 +24,7 @@ class Survey:
     claims: dict[int, Claim]
     user: UserMemory
     now: int
+    look: Look
     notes: list[str] = field(default_factory=list)
 
     def task(self, address: int) -> Task:
@@ -39,13 +41,15 @@ def survey(memory: Memory) -> Survey:
     stacks = {task.address: unwinder.stack(task) for task in sleeping}
     user = UserMemory(memory)
     locks = Locks(memory, tasks, stacks)
-    recognisers = Recognisers(locks, Others(memory, tasks, locks, user))
+    now = _now(memory)
+    look = Look(memory, tasks, stacks, locks, user, Ends(memory, tasks), now)
+    recognisers = Recognisers(look)
     claims = {}
     for address, stack in stacks.items():
         claim = recognisers.claim(stack)
         if claim is not None:
             claims[address] = claim
-    found = Survey(memory, tasks, stacks, claims, user, _now(memory))
+    found = Survey(memory, tasks, stacks, claims, user, now, look)
     if tasks.torn:
         found.notes.append(f"{tasks.torn} tasks changed while they were read and were left out")
     return found

@@ -13,6 +13,7 @@ MAX_TASKS = 1 << 22  # PID_MAX_LIMIT
 _INTERNAL = 2  # the low bits of an entry that is a node: include/linux/xarray.h
 _STATES = {1: "S", 2: "D", 4: "T", 8: "t", 0x20: "I"}
 _NOLOAD, _REPORT = 0x400, 0x7F
+_FROZEN, _RTLOCK_WAIT = 0x8000, 0x1000  # since 6.1 and 5.15; unused bits before
 _KTHREAD = 0x00200000  # PF_KTHREAD
 _EXIT_DEAD, _EXIT_ZOMBIE = 0x10, 0x20
 STACK_SIZE = 16384
@@ -23,7 +24,8 @@ class Task:
     """A task as it was read. ``stack`` is the lowest address of its kernel stack, 0 if gone.
 
     ``switches`` counts how often it gave up the CPU: equal numbers at two looks mean that it has
-    not run in between. ``seen`` is when it last began to run, in the scheduler's ns.
+    not run in between. ``seen`` is when it last began to run, in the scheduler's ns. ``parent`` is
+    the task that made it, ``tracer`` the one that traces it, 0 for none.
     """
 
     address: int
@@ -39,11 +41,13 @@ class Task:
     kthread: bool
     files: int
     mm: int
+    parent: int
+    tracer: int
 
     @property
     def asleep(self) -> bool:
         """Whether it waits for something, so that its stack stands still."""
-        return not self.on_cpu and self.state in "SDIt" and self.sp != 0
+        return not self.on_cpu and self.state in "SDITt" and self.sp != 0
 
     def on_stack(self, address: int) -> bool:
         """Whether an address lies on its kernel stack."""
@@ -58,6 +62,7 @@ class Tasks:
         self.torn = 0
         self.by_address: dict[int, Task] = {}
         self.by_tid: dict[int, Task] = {}
+        self._threads: dict[int, tuple[int, ...]] | None = None
         self._fields()
         for address in self._addresses():
             self._add(address)
@@ -74,6 +79,16 @@ class Tasks:
         except MissingMemory:
             return False
 
+    def threads(self, tgid: int) -> tuple[int, ...]:
+        """Addresses of the threads of a process that have not ended."""
+        if self._threads is None:
+            found: dict[int, list[int]] = {}
+            for task in self.by_address.values():
+                if task.state not in "ZX":
+                    found.setdefault(task.tgid, []).append(task.address)
+            self._threads = {tgid: tuple(members) for tgid, members in found.items()}
+        return self._threads.get(tgid, ())
+
     def _add(self, address: int) -> None:
         try:
             task = self._task(address)
@@ -89,7 +104,7 @@ class Tasks:
         self._state = m.first("struct task_struct", "__state", "state")
         self._thread_sp = m.offset("struct task_struct", "thread.sp")
         paths = ["pid", "tgid", "comm", self._state, "exit_state", "stack", "nvcsw", "thread.sp"]
-        paths += ["flags", "on_cpu", "files", "mm"]
+        paths += ["flags", "on_cpu", "files", "mm", "real_parent", "parent", "ptrace"]
         self._spots = [m.offset("struct task_struct", path) for path in paths]
         self._seen = m.first("struct task_struct", "sched_info.last_arrival", "se.exec_start")
 
@@ -155,6 +170,8 @@ class Tasks:
             kthread=bool(value(kind, address, "flags") & _KTHREAD),
             files=value(kind, address, "files"),
             mm=value(kind, address, "mm"),
+            parent=value(kind, address, "real_parent"),
+            tracer=value(kind, address, "parent") if value(kind, address, "ptrace") else 0,
         )
 
 
@@ -166,5 +183,7 @@ def _letter(state: int, exit_state: int) -> str:
         return "X"
     if state & 2 and state & _NOLOAD:
         return "I"
+    if state & (_FROZEN | _RTLOCK_WAIT):
+        return "D"
     low = state & _REPORT
     return next((_STATES[bit] for bit in (2, 1, 4, 8) if low & bit), "R")

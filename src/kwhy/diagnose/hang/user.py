@@ -1,7 +1,7 @@
 """The user's side of a task: the system call it is in, its memory, its open files."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kwhy.arch import x86_64
 from kwhy.arch.x86_64_syscalls import SYSCALLS
@@ -129,6 +129,24 @@ class Files:
         if files not in self._tables:
             self._tables[files] = self._read(files)
         return self._tables[files]
+
+    def prefetch(self, tables: Iterable[int]) -> None:
+        """Fetch many tables in a few exchanges with the target."""
+        m, kind = self._m, "struct fdtable"
+        tables = list(tables)
+        m.evidence.prefetch((table, m.size("struct files_struct")) for table in tables)
+        where = [p for t in tables if (p := self._try("struct files_struct", t, "fdt"))]
+        m.evidence.prefetch((fdt, m.size(kind)) for fdt in where)
+        m.evidence.prefetch(
+            (self._try(kind, fdt, "fd"), 8 * min(self._try(kind, fdt, "max_fds"), _MAX_FDS))
+            for fdt in where
+        )
+
+    def _try(self, type: str, address: int, path: str) -> int:
+        try:
+            return self._m.value(type, address, path)
+        except MissingMemory:
+            return 0
 
     def _read(self, files: int) -> tuple[int, ...]:
         m = self._m

@@ -24,19 +24,24 @@ FILE = "/opt/myapp/js/fire.js"
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A process waits for a thing of that kind; ``owners`` hold it, none if nobody can tell."""
+    """A process waits for a thing of that kind; ``owners`` hold it, none if nobody can tell.
+
+    ``any_of`` are those who can end it.
+    """
 
     waiter: str
     kind: str
     owners: tuple[str, ...] = ()
     object: str | None = None
+    any_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """``tasks`` are arguments of hang_tasks; ``cycles`` and ``possible`` name their members.
 
-    ``gone``: waits for a lock whose owner ended. ``files`` must exist before.
+    ``gone``: waits for a lock whose owner ended. ``ends`` must stand in a finding's text, ``files``
+    must exist before.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Scenario:
     cycles: tuple[frozenset[str], ...] = ()
     possible: tuple[frozenset[str], ...] = ()
     gone: tuple[str, ...] = ()
+    ends: str = ""
     files: tuple[str, ...] = field(default=())
 
 
@@ -188,14 +194,15 @@ def start(link: Link, release: str, tasks: Iterable[str], files: Iterable[str] =
         raise KwhyError(f"the lab has no kernel {release} to build a module for")
     link.put(build_module(kernel, MODULE), "kwhy_hang.ko")
     link.put(build_program(PROGRAM), "hang_tasks")
-    _run(link, "insmod", "kwhy_hang.ko")
+    run(link, "insmod", "kwhy_hang.ko")
     for file in files:
-        _run(link, "mkdir", "-p", str(Path(file).parent))
-        _run(link, "touch", file)
-    return _run(link, "./hang_tasks", *tasks)
+        run(link, "mkdir", "-p", str(Path(file).parent))
+        run(link, "touch", file)
+    return run(link, "./hang_tasks", *tasks)
 
 
-def _run(link: Link, *argv: str) -> str:
+def run(link: Link, *argv: str) -> str:
+    """What a command printed in the guest; raises KwhyError when it fails."""
     out, errors = b"", b""
     with link.stream("spawn", argv=list(argv), timeout=LIMIT) as messages:
         for message in messages:

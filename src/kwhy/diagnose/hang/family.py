@@ -1,0 +1,175 @@
+"""Waiting for other processes: children, tracers, threads that have to end, a thaw."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.look import Look, claim
+from kwhy.diagnose.hang.stacks import Frame, Stack
+from kwhy.diagnose.hang.tasks import Task
+
+_ANY, _GROUP = 4, 2  # PIDTYPE_MAX, PIDTYPE_PGID: include/linux/pid.h
+_DEEP = 64  # levels of control groups
+
+
+def child(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """wait4(2) and its kin: any child (or tracee) that the call asks for."""
+    m = look.memory
+    found = look.locks.wait_queue(stack)
+    base = claim(stack, frame, "child", 0, f"sleeping in {frame.name}")
+    if found is None or not m.has("struct wait_opts", "child_wait"):
+        return base
+    asked = found[0] - m.offset("struct wait_opts", "child_wait")
+    which = m.value("struct wait_opts", asked, "wo_type")
+    wanted = m.value("struct wait_opts", asked, "wo_pid")
+    if which < _ANY and not wanted:
+        return base
+    mine = set(look.tasks.threads(stack.task.tgid)) | {stack.task.address}
+    heard = [
+        task
+        for task in look.tasks.by_address.values()
+        if (task.parent in mine and task.tid == task.tgid) or task.tracer in mine
+        if which >= _ANY or _identity(look, task, which) == wanted
+    ]
+    threads = [t for one in heard for t in look.tasks.threads(one.tgid)]
+    pids = list(dict.fromkeys(one.tgid for one in heard))
+    name = f"process {pids[0]} ({heard[0].comm})" if len(pids) == 1 else f"{len(pids)} processes"
+    base = replace(
+        base, proof="on the process's wait_chldexit", object=f"the end of {name}" if pids else ""
+    )
+    return replace(
+        base, any_of=tuple(dict.fromkeys(threads)), complete=bool(threads),
+        sure="observed" if threads else "unknown",
+        note="" if threads else "no child is left that could end",
+    )  # fmt: skip
+
+
+def _identity(look: Look, task: Task, which: int) -> int:
+    """The ``struct pid`` that a task is waited for by."""
+    m = look.memory
+    if which < _GROUP:
+        return m.value("struct task_struct", task.address, "thread_pid")
+    signal = m.value("struct task_struct", task.address, "signal")
+    return m.value("struct signal_struct", signal, f"pids[{which}]")
+
+
+def stopped(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """Stopped: by a tracer, which goes on with it, or by a signal until SIGCONT."""
+    task = stack.task
+    base = claim(stack, frame, "stopped", 0, f"sleeping in {frame.name}")
+    tracer = look.tasks.by_address.get(task.tracer)
+    if tracer is None:
+        note = "stopped by a signal (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU); SIGCONT lets it go on"
+        return replace(base, note=note, sure="observed", object="SIGCONT")
+    base = replace(
+        base,
+        object=f"its tracer, {tracer.tid} {tracer.comm}",
+        proof="task->ptrace and task->parent",
+    )
+    threads = look.tasks.threads(tracer.tgid)
+    return replace(base, any_of=threads, sure="observed")
+
+
+def frozen(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """Frozen with its control group."""
+    m = look.memory
+    base = claim(stack, frame, "freezer", 0, f"sleeping in {frame.name}")
+    if not m.has("struct cgroup", "freezer.freeze"):
+        return base
+    groups = m.value("struct task_struct", stack.task.address, "cgroups")
+    group = m.value("struct css_set", groups, "dfl_cgrp")
+    for here in reversed(_up(look, group)):
+        if m.value("struct cgroup", here, "freezer.freeze"):
+            note = "somebody has frozen the control group; 0 in its cgroup.freeze thaws it"
+            return replace(
+                base, address=here, proof="cgroup->freezer.freeze", sure="observed", note=note,
+                object=f"control group {cgroup_path(look, here)}",
+            )  # fmt: skip
+    return replace(base, note="its control group is being thawed, or the system is suspending")
+
+
+def frozen_group(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """The same where the compiler hides which function sleeps: only if a group is frozen."""
+    found = frozen(look, stack, frame)
+    return found if found is not None and found.address else None
+
+
+def _up(look: Look, group: int) -> list[int]:
+    """A control group and those above it."""
+    m, found = look.memory, [group]
+    for _ in range(_DEEP):
+        above = m.value("struct cgroup", found[-1], "self.parent")
+        if not above:
+            break
+        found.append(above - m.offset("struct cgroup", "self"))
+    return found
+
+
+def cgroup_path(look: Look, group: int) -> str:
+    """Names up to the root of the hierarchy: "/system.slice/x"."""
+    m, names = look.memory, []
+    node = m.value("struct cgroup", group, "kn")
+    parent = m.first("struct kernfs_node", "__parent", "parent")
+    for _ in range(_DEEP):
+        above = m.value("struct kernfs_node", node, parent)
+        if not above:
+            break
+        names.append(m.string(m.value("struct kernfs_node", node, "name")))
+        node = above
+    return "/" + "/".join(reversed(names))
+
+
+def exec_alone(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """execve(2) of one thread waits until the process's other threads have ended."""
+    m = look.memory
+    task = stack.task
+    signal = m.value("struct task_struct", task.address, "signal")
+    which = m.first("struct signal_struct", "group_exec_task", "group_exit_task")
+    if m.value("struct signal_struct", signal, which) != task.address:
+        return None
+    others = tuple(t for t in look.tasks.threads(task.tgid) if t != task.address)
+    return replace(
+        claim(stack, frame, "threads", signal, f"signal->{which}"), owners=others,
+        sure="observed", note="execve(2) ends all other threads first",
+        object=f"the end of {len(others)} other thread{'s' if len(others) > 1 else ''}",
+    )  # fmt: skip
+
+
+def limited(text: str) -> Callable[[Look, Stack, Frame], Claim | None]:
+    """Memory that a control group has no more of; ``text`` says what the kernel does about it."""
+
+    def prove(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+        m = look.memory
+        base = replace(claim(stack, frame, "memory", 0, f"sleeping in {frame.name}"), note=text)
+        if not m.has("struct mem_cgroup", "css.cgroup"):
+            return base
+        groups = m.value("struct task_struct", stack.task.address, "cgroups")
+        group = m.value("struct css_set", groups, "dfl_cgrp")
+        for here in _up(look, group):
+            told = _memory_of(look, here)
+            if told:
+                path = cgroup_path(look, here)
+                return replace(
+                    base, address=here, object=f"memory of control group {path}", sure="observed",
+                    note=f"{text}: {told}", proof=f"sleeping in {frame.name}, and over the limit",
+                )  # fmt: skip
+        return base
+
+    return prove
+
+
+def _memory_of(look: Look, group: int) -> str:
+    """How a group stands against its limits, "" when it is below them. Counters are in pages."""
+    m = look.memory
+    kind = "struct mem_cgroup"
+    for number in range(m.width("struct cgroup", "subsys") // 8):
+        css = m.u64(group + m.offset("struct cgroup", "subsys") + 8 * number)
+        memory = css - m.offset(kind, "css") if css else 0
+        if not memory or m.symbol("memory_cgrp_subsys") != m.value(kind, memory, "css.ss"):
+            continue
+        usage = m.value(kind, memory, "memory.usage")
+        for limit, name in (("memory.max", "memory.max"), ("memory.high", "memory.high")):
+            allowed = m.value(kind, memory, limit)
+            if usage >= allowed:
+                return f"{usage * 4:,} KiB used, {name} is {allowed * 4:,} KiB"
+    return ""

@@ -1,0 +1,124 @@
+"""The kernel's workers: what each runs, and who waits for a work item to be done."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.claims import Claim
+from kwhy.diagnose.hang.look import Look
+from kwhy.diagnose.hang.stacks import Frame, Stack
+
+_PF_WQ_WORKER = 0x20
+_MAX_QUEUED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker in the middle of a work item. Addresses; ``function`` is the item's."""
+
+    task: int
+    worker: int
+    work: int
+    function: str
+    queue: int
+
+
+def working(look: Look) -> tuple[Worker, ...]:
+    """The workers that have something to do."""
+    if "workers" not in look.cache:
+        look.cache["workers"] = tuple(_working(look))
+    found = look.cache["workers"]
+    assert isinstance(found, tuple)
+    return found
+
+
+def _working(look: Look) -> Iterator[Worker]:
+    m = look.memory
+    own = "worker_private" if m.has("struct task_struct", "worker_private") else "set_child_tid"
+    for task in look.tasks.by_address.values():
+        try:
+            if not task.kthread:
+                continue
+            if not m.value("struct task_struct", task.address, "flags") & _PF_WQ_WORKER:
+                continue
+            thread = m.value("struct task_struct", task.address, own)
+            worker = m.value("struct kthread", thread, "data")
+            if m.value("struct worker", worker, "task") != task.address:
+                continue
+            work = m.value("struct worker", worker, "current_work")
+            if not work:
+                continue
+            symbol = m.kernel.symbols.at(m.value("struct worker", worker, "current_func"))
+            pool = m.value("struct worker", worker, "current_pwq")
+            queue = m.value("struct pool_workqueue", pool, "wq") if pool else 0
+            yield Worker(task.address, worker, work, symbol.name if symbol else "", queue)
+        except (MissingMemory, LookupError):
+            continue
+
+
+def flush(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """flush_work() and its kin: the barrier on the stack hangs behind the work waited for."""
+    m = look.memory
+    base = look.locks.completion(stack, frame)
+    if base is None:
+        return None
+    base = replace(base, kind="workqueue")
+    barrier = base.address - m.offset("struct wq_barrier", "done")
+    if not stack.task.on_stack(barrier):
+        return base
+    if m.value("struct wq_barrier", barrier, "task") != stack.task.address:
+        return base
+    node = barrier + m.offset("struct wq_barrier", "work.entry")
+    heads = {
+        worker.worker + m.offset("struct worker", "scheduled"): worker for worker in working(look)
+    }
+    here, before = m.u64(node + 8), node
+    for _ in range(_MAX_QUEUED):
+        if here in heads:
+            worker = heads[here]
+            return replace(
+                base, owners=(worker.task,), sure="observed", object=f"work {worker.function}()",
+                proof="its barrier is queued behind the worker's work",
+            )  # fmt: skip
+        if m.u64(here) != before:
+            break
+        here, before = m.u64(here + 8), here
+    work = m.u64(node + 8) - m.offset("struct work_struct", "entry")
+    symbol = m.kernel.symbols.at(m.value("struct work_struct", work, "func"))
+    if symbol is None or not symbol.code or symbol.name == "wq_barrier_func":
+        return base
+    note = "the work is queued, and no worker has begun it"
+    return replace(base, object=f"work {symbol.name}()", note=note)
+
+
+def flush_all(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """flush_workqueue(): everything that was queued before has to end."""
+    m = look.memory
+    base = look.locks.completion(stack, frame)
+    if base is None:
+        return None
+    base = replace(base, kind="workqueue")
+    flusher = base.address - m.offset("struct wq_flusher", "done")
+    color = m.value("struct wq_flusher", flusher, "flush_color")
+    if not stack.task.on_stack(flusher) or not m.has("struct worker", "current_color"):
+        return base
+    queues = {
+        worker.queue
+        for worker in working(look)
+        if worker.queue
+        and (m.value("struct workqueue_struct", worker.queue, "first_flusher") == flusher)
+    }
+    if len(queues) != 1:
+        return base
+    (queue,) = queues
+    mine = tuple(
+        worker.task
+        for worker in working(look)
+        if worker.queue == queue
+        and m.value("struct worker", worker.worker, "current_color") == color
+    )
+    name = m.text("struct workqueue_struct", queue, "name")
+    return replace(
+        base, owners=mine, sure="observed" if mine else "unknown", object=f"workqueue {name}",
+        proof="the workqueue's first_flusher",
+    )  # fmt: skip
