@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bench import measures
 from bench.calls import calls
+from bench.explore import explore
 from bench.guest import bench_guest
 
 MEASURES = {
@@ -17,6 +18,7 @@ MEASURES = {
     "slowdown": measures.slowdown,
     "decoding": measures.decoding,
     "calls": calls,
+    "explore": explore,
 }
 
 
@@ -64,22 +66,64 @@ def show(results: dict[str, Any]) -> None:
             f"{found['times']:.1f}", "> 5",
         )  # fmt: skip
     if found := results.get("calls"):
-        for what, aim in (("plain", 0.7), ("logged", 0.3)):
+        _calls(table, found)
+    if found := results.get("explore"):
+        _explore(table, found)
+    Console().print(table)
+
+
+def _calls(table: Table, found: dict[str, Any]) -> None:
+    for kind in ("loop", "ordinary"):
+        speeds = found[kind]
+        for what, said, aim in (
+            ("plain", "plain", "> 0.7"),
+            ("logged", "all tracked", "> 0.3"),
+            ("hooked", "empty memory hooks", ""),
+            ("why", "called, tracked, sliced", ""),
+        ):
+            of_bare = speeds[f"{what}_per_second"] / speeds["bare_per_second"]
             table.add_row(
-                f"kernel code offline, {what} | bare unicorn",
-                f"{found[f'{what}_per_second'] / 1e6:,.0f} M/s",
-                f"{found['bare_per_second'] / 1e6:,.0f} M/s",
-                f"{found[f'{what}_of_bare']:.2f}", f"> {aim}",
+                f"{kind} code offline, {said} | bare unicorn",
+                f"{speeds[f'{what}_per_second'] / 1e6:,.1f} M/s",
+                f"{speeds['bare_per_second'] / 1e6:,.0f} M/s", f"{of_bare:.3f}", aim,
             )  # fmt: skip
         table.add_row(
-            "slicing per instruction", f"{found['slicing_us_per_instruction']:.1f} µs", "", "",
-            "< 2 µs",
+            f"slicing per instruction, {kind}", f"{speeds['slicing_us_per_instruction']:.2f} µs",
+            "", "", "< 2 µs",
         )  # fmt: skip
-        table.add_row("undoing per page", f"{found['rollback_us_per_page']:.1f} µs", "", "", "")
+    for pages, microseconds in found["rollback"].items():
+        table.add_row(f"undoing {pages} written pages", f"{microseconds:.1f} µs", "", "", "")
+    table.add_row("first call on a dump", f"{found['first_call_seconds']:.1f} s", "", "", "< 1.5 s")
+
+
+def _explore(table: Table, found: dict[str, Any]) -> None:
+    for which, cores in (("one", 1), ("all", found["cores"])):
+        aim = "> 40,000/s" if which == "all" else ""
         table.add_row(
-            "first call on a dump", f"{found['first_call_seconds']:.1f} s", "", "", "< 1.5 s"
+            f"explore, processes: {cores}", f"{found[which]['per_second']:,.0f}/s", "", "", aim
         )
-    Console().print(table)
+    one = found["one"]
+    table.add_row(
+        "  per second of one process's own time",
+        f"{one['transitions'] / one['processor_seconds']:,.0f}/s", "", "", "",
+    )  # fmt: skip
+    for depth in (5, 10, 15):
+        at = found["one"]["by_depth"].get(depth)
+        if at:
+            states, transitions = int(at["states"]), int(at["transitions"])
+            table.add_row(
+                f"  to depth {depth}: {states:,} states, {transitions:,} steps",
+                f"{at['seconds']:.2f} s", "", "", "",
+            )  # fmt: skip
+    proof = "proven shortest" if found["shortest"] else "perhaps not the shortest"
+    table.add_row(
+        f"explore: dump to the bug, {found['bug_steps']} steps, {proof}",
+        f"{found['bug_seconds']:.1f} s", "", "", "< 60 s",
+    )  # fmt: skip
+    table.add_row(
+        "explore: dump to 'none', all states seen" if found["exhausted"] else "explore: none found",
+        f"{found['exhausting_seconds']:.1f} s", "", "", "",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

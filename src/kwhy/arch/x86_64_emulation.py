@@ -21,6 +21,10 @@ REGISTERS: dict[str, int] = {
     "gs_base": x86.UC_X86_REG_GS_BASE, "cr3": x86.UC_X86_REG_CR3,
 }  # fmt: skip
 
+GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+           "r13", "r14", "r15")  # fmt: skip
+"""The general registers in the order of their numbers."""
+
 ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 RESULT, STACK, PC, FLAGS, CPU_BASE, ROOT = "rax", "rsp", "rip", "rflags", "gs_base", "cr3"
 ENABLED_FLAGS = 0x202

@@ -46,10 +46,10 @@ struct log {
 	struct access *accesses;
 	const struct table *table;
 	int (*stop)(uc_engine *);
-	int (*read_register)(uc_engine *, int, void *);
+	const uint64_t *registers_now;  /* the emulator's own, the program counter last; or NULL */
 	int (*read_registers)(uc_engine *, int *, void **, int);
-	int *register_ids;
-	uint64_t n_registers, pc, detail;
+	int *register_ids;              /* the program counter last */
+	uint64_t n_registers, detail;   /* n_registers: without the program counter */
 };
 
 /* The slot that holds a page, -1 when none does. */
@@ -168,9 +168,13 @@ void kwhy_on_block(uc_engine *uc, uint64_t address, uint32_t size, void *data)
 		uint64_t *row = log->registers + log->n_blocks * log->n_registers;
 		void *rows[MAX_REGISTERS];
 
-		for (uint64_t i = 0; i < log->n_registers && i < MAX_REGISTERS; i++)
-			rows[i] = row + i;
-		log->read_registers(uc, log->register_ids, rows, (int)log->n_registers);
+		if (log->registers_now) {
+			memcpy(row, log->registers_now, log->n_registers * sizeof(*row));
+		} else {
+			for (uint64_t i = 0; i < log->n_registers && i < MAX_REGISTERS; i++)
+				rows[i] = row + i;
+			log->read_registers(uc, log->register_ids, rows, (int)log->n_registers);
+		}
 	}
 	log->blocks[log->n_blocks].address = address;
 	log->blocks[log->n_blocks].size = size;
@@ -184,10 +188,14 @@ void kwhy_on_access(uc_engine *uc, int kind, uint64_t place, int size, int64_t v
 	struct log *log = data;
 	struct access *access;
 	uint64_t pc = 0;
+	void *where = &pc;
 
 	if (log->n_accesses >= log->max_accesses)
 		return fill_up(uc, log);
-	log->read_register(uc, (int)log->pc, &pc);
+	if (log->registers_now)
+		pc = log->registers_now[log->n_registers];
+	else
+		log->read_registers(uc, log->register_ids + log->n_registers, &where, 1);
 	access = &log->accesses[log->n_accesses++];
 	access->block = (uint32_t)(log->n_blocks - 1);
 	access->offset = (uint16_t)(pc - log->blocks[log->n_blocks - 1].address);

@@ -13,6 +13,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.compiled import library
+from kwhy.emulate.inside import registers_inside
 from kwhy.emulate.memory import Memory, host_memory
 from kwhy.emulate.track import ACCESS, Cut, Track
 
@@ -125,9 +126,9 @@ class _Log(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in (
             "limit", "max_accesses", "n_blocks", "n_accesses", "full")),
         *((name, ctypes.c_void_p) for name in (
-            "blocks", "registers", "accesses", "table", "stop", "read_register", "read_registers",
+            "blocks", "registers", "accesses", "table", "stop", "registers_now", "read_registers",
             "register_ids")),
-        *((name, ctypes.c_uint64) for name in ("n_registers", "pc", "detail")),
+        *((name, ctypes.c_uint64) for name in ("n_registers", "detail")),
     ]  # fmt: skip
 
 
@@ -137,16 +138,17 @@ class CompiledHooks:
     def __init__(
         self, compiled: Any, uc: Any, memory: Memory, registers: list[int], detail: bool
     ) -> None:
-        self._ids = (ctypes.c_int * len(registers))(*registers)
+        ids = (*registers, arch.REGISTERS[arch.PC])
+        self._ids = (ctypes.c_int * len(ids))(*ids)
         self._memory = memory
         self._tables: dict[str, mmap.mmap] = {}
         self._cuts: list[Cut] = []
         self._log = _Log(
             max_accesses=MAX_ACCESSES, table=ctypes.addressof(memory.table),
-            stop=_address(uclib.uc_emu_stop), read_register=_address(uclib.uc_reg_read),
+            stop=_address(uclib.uc_emu_stop),
+            registers_now=registers_inside(uc, ids) if detail else None,
             read_registers=_address(uclib.uc_reg_read_batch),
-            register_ids=ctypes.addressof(self._ids), n_registers=len(registers),
-            pc=arch.REGISTERS[arch.PC], detail=detail,
+            register_ids=ctypes.addressof(self._ids), n_registers=len(registers), detail=detail,
         )  # fmt: skip
         self._table("blocks", 16 * MAX_BLOCKS)
         log, table = ctypes.byref(self._log), ctypes.byref(memory.table)

@@ -81,7 +81,7 @@ class Registers:
         return self._words[:]
 
 
-GENERAL = tuple(name for name in arch.REGISTERS if name not in ("gs_base", "cr3", "rflags", "rip"))
+GENERAL = arch.GENERAL
 _GENERAL_IDS = [arch.REGISTERS[name] for name in GENERAL]
 
 
