@@ -180,6 +180,24 @@ def test_an_instruction_that_is_begun_anew_counts_once() -> None:
     assert [steps.accesses(2)[1]] == steps.writers(0xFF8F888000002000, 8, 99)
 
 
+def test_code_that_the_scene_changes_runs_as_it_is_now() -> None:
+    """A probe's trap is taken out: the instruction under it runs, not the trap once more."""
+
+    class Unprobes(NoScene):
+        def trap(self, machine: Machine, address: int) -> End | None:
+            machine.memory.poke(address, b"\x90")
+            machine.forget(address, 1)
+            machine.set("rip", address)
+            return None
+
+    jump = bytes.fromhex("90 cc 488b18")
+    machine = Machine(memory(jump), Unprobes(), detail=True)
+    machine.set("rax", DATA)
+    assert "returned" == machine.run(CODE, CODE + len(jump)).kind
+    steps = Steps(machine.track, ARCH, machine.memory.read)
+    assert ["nop", "nop", "mov rbx, qword ptr [rax]"] == [steps.insn(n).text for n in range(3)]
+
+
 def test_time_does_not_pass() -> None:
     """The time-stamp counter is the scene's, whatever the host's shows."""
     _end, machine, _space = run("0f31 48c1e220 4809d0")

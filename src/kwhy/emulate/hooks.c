@@ -10,6 +10,7 @@
 #define PAGE 4096
 #define LINE 64
 #define BUCKETS (1 << 17)
+#define ARENA ((uint64_t)PAGE << 16)  /* bytes; behind them the same again, for code */
 #define MAX_REGISTERS 32
 
 /* Its own source, by which hooks.py tells a library that was built from another. */
@@ -19,7 +20,7 @@ __asm__(".section .rodata\n.global kwhy_hooks_source\n"
 typedef struct uc_struct uc_engine;
 typedef struct { uint64_t paddr; int perms; } tlb_entry;  /* uc_tlb_entry */
 enum { WRITABLE = 1, DIRTY = 2 };
-enum { MEM_WRITE = 17 };                                  /* UC_MEM_WRITE */
+enum { MEM_WRITE = 17, MEM_FETCH = 18 };                  /* UC_MEM_* */
 enum { PROT_READ = 1, PROT_WRITE = 2, PROT_EXEC = 4 };    /* UC_PROT_* */
 
 struct table {
@@ -88,7 +89,12 @@ bool kwhy_on_fill(uc_engine *uc, uint64_t address, int kind, tlb_entry *entry, v
 		grant(table, slot);
 	}
 	entry->paddr = (uint64_t)slot * PAGE;
-	entry->perms = PROT_READ | PROT_EXEC | (table->flags[slot] & DIRTY ? PROT_WRITE : 0);
+	if (kind == MEM_FETCH) {
+		entry->paddr += ARENA;
+		entry->perms = PROT_READ | PROT_EXEC;
+	} else {
+		entry->perms = PROT_READ | (table->flags[slot] & DIRTY ? PROT_WRITE : 0);
+	}
 	return true;
 }
 
@@ -199,7 +205,7 @@ void kwhy_on_access(uc_engine *uc, int kind, uint64_t place, int size, int64_t v
 	access = &log->accesses[log->n_accesses++];
 	access->block = (uint32_t)(log->n_blocks - 1);
 	access->offset = (uint16_t)(pc - log->blocks[log->n_blocks - 1].address);
-	access->address = log->table->pages[place / PAGE] + place % PAGE;
+	access->address = log->table->pages[place % ARENA / PAGE] + place % PAGE;
 	access->size = (uint8_t)size;
 	access->write = kind == MEM_WRITE;
 	access->value = size >= 8 ? (uint64_t)value : (uint64_t)value & ((1ull << 8 * size) - 1);

@@ -112,7 +112,7 @@ class PythonHooks:
         offset = self._uc.reg_read(arch.REGISTERS[arch.PC]) - self._blocks[-1][0]
         value &= (1 << 8 * min(size, 8)) - 1
         write = kind == unicorn.UC_MEM_WRITE
-        address = self._memory.virtual(place)
+        address = self._memory.virtual(place % self._memory.size)
         self._accesses.append(
             (value, address, len(self._blocks) - 1, offset & 0xFFFF, size, write)
         )

@@ -98,7 +98,12 @@ class Machine:
         self._withdrawn = 0
         self._uc = arch.engine()
         self._uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
-        self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host)
+        # The arena twice, for data and for code: each store to where code may run would be looked
+        # into by the emulator, for translated code that it changes.
+        data = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
+        self._uc.mem_map_ptr(0, memory.size, data, memory.host)
+        code = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
+        self._uc.mem_map_ptr(memory.size, memory.size, code, memory.host)
         self._uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
         self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
         for instruction in arch.PORT_INSTRUCTIONS:
@@ -230,11 +235,14 @@ class Machine:
             self._error = error
             return False
         entry.paddr = place
-        entry.perms = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
+        entry.perms = unicorn.UC_PROT_READ
         # A page is granted for writing at its first write: that is how the dirty ones are known.
         if write:
             self.memory.grant(address)
-        if self.memory.granted(address):
+        if access == unicorn.UC_MEM_FETCH:
+            entry.paddr += self.memory.size
+            entry.perms |= unicorn.UC_PROT_EXEC
+        elif self.memory.granted(address):
             entry.perms |= unicorn.UC_PROT_WRITE
         return True
 
