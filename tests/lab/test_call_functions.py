@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.lab.conftest import SERIES, Dumps
+from tests.lab.conftest import SERIES, Dumps, Links
 
 from kwhy.case.vmcore import VmcoreEvidence
 from kwhy.emulate.call import Caller
@@ -197,3 +197,14 @@ def _answer(outcome: Any) -> Callable[[int | str], int | str | None]:
         return value
 
     return as_asked
+
+
+def test_the_dump_of_an_old_kernel_without_debug_symbols(dumps: Dumps, links: Links) -> None:
+    """Before 6.0 nothing tells where the symbol table is: it is found, and is /proc/kallsyms'."""
+    evidence = VmcoreEvidence(dumps("5.10"))
+    live = links("5.10").blob("kallsyms") or b""
+    own = {tuple(line.split()) for line in live.splitlines() if not line.endswith(b"]")}
+    found = {tuple(line.split()) for line in (evidence.blob("kallsyms") or b"").splitlines()}
+    assert own == found
+    caller = Caller(open_kernel(evidence, "none"))
+    assert int(caller.call("find_task_by_vpid(1)").result) == caller.find_task(1)

@@ -4,16 +4,19 @@ The target's own page tables translate addresses, so that every mapped kernel ad
 the facts that an agent would have in files (symbols, types of modules) are taken from memory.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kwhy.case.evidence import PAGE, Facts
+from kwhy.case.kallsyms import text_in_memory
 from kwhy.case.memory import assemble, pages_of, runs
 from kwhy.case.remembering import Remembering
 from kwhy.errors import InputError
 
 _MAX_BLOB = 256 << 20
+_KERNEL_HALF = 1 << 63
 _SYSFS_BTF = Path("/sys/kernel/btf")
 
 
@@ -73,6 +76,8 @@ class ProgramEvidence(Remembering):
     def _memory(self, address: int, size: int) -> bytes | None:
         import drgn
 
+        if address < _KERNEL_HALF:  # an ELF dump by QEMU has physical memory there
+            return None
         try:
             data: bytes = self._program.read(address, size)
         except (drgn.FaultError, OverflowError):
@@ -108,11 +113,12 @@ class ProgramEvidence(Remembering):
         """The kernel's own symbol table in the format of /proc/kallsyms, without modules.
 
         Its place is in VMCOREINFO since 6.0 (5fd8fea935a1 "vmcoreinfo: include kallsyms symbols");
-        from an older kernel only debug info can name symbols.
+        in an older kernel it has to be searched.
         """
         index = self._symbol_index()
         if index is None:
-            return None
+            start = re.search(r"^SYMBOL\(_stext\)=([0-9a-f]{1,16})$", self._info, re.MULTILINE)
+            return text_in_memory(self._memory, int(start[1], 16)) if start else None
         import drgn
 
         letters = {drgn.SymbolKind.FUNC: "t", drgn.SymbolKind.IFUNC: "t"}

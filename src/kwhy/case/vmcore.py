@@ -25,12 +25,13 @@ def _open(path: Path) -> Any:
     """drgn's program on the dump."""
     import drgn
 
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: there is no such dump")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file, so no kernel dump")
     _check_length(path)
-    program = drgn.Program()
     try:
-        program.set_core_dump(path)
+        program = _program(path)
     except PermissionError as error:
         raise KwhyError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # libkdumpfile's errors come as bare Exceptions
@@ -44,6 +45,22 @@ def _open(path: Path) -> Any:
     platform = program.platform
     if platform is None or platform.arch != drgn.Architecture.X86_64:
         raise InputError(f"{path}: the dump is not of an x86-64 kernel")
+    return program
+
+
+def _program(path: Path) -> Any:
+    """QEMU's kdump files leave the system's name empty; libkdumpfile then knows no architecture."""
+    import drgn
+
+    program = drgn.Program()
+    try:
+        program.set_core_dump(path)
+    except Exception as error:
+        if "ARCH_NAME" not in str(error):
+            raise
+        flags = drgn.PlatformFlags.IS_64_BIT | drgn.PlatformFlags.IS_LITTLE_ENDIAN
+        program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64, flags))
+        program.set_core_dump(path)
     return program
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.put:
         raise UsageError("kwhy call runs nothing on the target: leave --put out")
-    if args.call is None and args.syscall is None and args.case is None:
+    if "" in (args.call, args.syscall) or (args.call or args.syscall or args.case) is None:
         raise UsageError("say what to call: kwhy call TARGET 'FUNC(ARG, ...)'")
     if args.call is not None and args.syscall is not None:
         raise UsageError("a function or --syscall, not both")

@@ -5,6 +5,7 @@ A verb's module offers ``HELP: str``, ``add_arguments(parser)`` and ``run(args) 
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -109,6 +110,7 @@ def _run_verb(name: str, words: list[str]) -> int:
         if "command" not in vars(args):
             parser.error("this verb takes no command: leave -- out")
         args.command = words[words.index("--") + 1 :]
+    logging.getLogger("drgn").setLevel(logging.CRITICAL)  # our errors are told once, in our words
     # A plain `kill` unwinds like Ctrl-C: guests stop and tracing state is put back.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -31,6 +31,8 @@ from kwhy.kernel.symbols import PER_CPU_LIMIT, Symbol
 
 _MASK = (1 << 64) - 1
 _WORD = 8
+BUFFER = 256
+"""Bytes behind an out-parameter whose size its type does not tell (char *, void *)."""
 
 
 class SelfTestFailed(KwhyError):
@@ -254,6 +256,9 @@ class Caller:
             found = self.program.function(function.name).type_
         except (LookupError, drgn.BadDataError):
             return None
+        frames = self.kernel.frames(function.address)
+        if frames and frames[-1].file.endswith(".S"):  # assembly: DWARF tells no parameters
+            return None
         return found if len(found.parameters) < 2 else self._ordered(function, found)
 
     def _ordered(self, function: Symbol, kind: Any) -> Any:
@@ -309,9 +314,12 @@ class Caller:
 
         value = argument.value
         if isinstance(value, Text):
+            if parameter is not None and _pointed(parameter) is None:
+                why = f"a {parameter.type_name()} is wanted, not a string"
+                raise ExpressionError(call.text, argument.at, why)
             return Passed(argument.text, scene.allocate(value.data), parameter)
         if isinstance(value, Out):
-            target = _pointed(parameter)
+            target = _behind(self.program, _pointed(parameter))
             size = _size(target)
             if not size:
                 raise ExpressionError(
@@ -440,6 +448,17 @@ def _pointed(kind: Any) -> Any:
     while kind is not None and kind.kind == drgn.TypeKind.TYPEDEF:
         kind = kind.type
     return kind.type if kind is not None and kind.kind == drgn.TypeKind.POINTER else None
+
+
+def _behind(program: Any, kind: Any) -> Any:
+    """What an out-parameter of type pointer to ``kind`` is: of char and void a buffer."""
+    import drgn
+
+    bare = None if kind is None else kind.unqualified()
+    if bare is None or (bare.kind != drgn.TypeKind.VOID and bare.type_name() != "char"):
+        return kind
+    unit = "unsigned char" if bare.kind == drgn.TypeKind.VOID else "char"
+    return program.array_type(program.type(unit), BUFFER)
 
 
 def _size(kind: Any) -> int:

@@ -148,17 +148,25 @@ class KernelScene:
     def _place_of(self, *names: str) -> int:
         found = self._maybe_place(f"{names[0]}.{names[1]}", names[1])
         if found is None:
+            self._offset_in_task("stack")  # without any types that is what to say
             raise FeatureError(f"the kernel's variable {names[-1]} cannot be found", "kallsyms")
         return found
 
     def _task_field(self, *names: str) -> int:
+        return self.task + self._offset_in_task(*names)
+
+    def _offset_in_task(self, *names: str) -> int:
         types = self.kernel.types
         task = types.named("struct task_struct")
         for name in names:
             field = types.field(task, name) if task else None
             if field is not None:
-                return self.task + field.offset
-        raise FeatureError("the layout of struct task_struct is not known: no BTF", "btf")
+                return field.offset
+        raise FeatureError(
+            "the layout of the kernel's structures is not known: it has no BTF that can be read; "
+            "give its debug symbols with --debuginfo PATH",
+            "btf",
+        )
 
     # -- pages -------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.case.evidence import PAGE, MissingMemory
-from kwhy.emulate.call import Caller, Outcome, Passed
+from kwhy.emulate.call import BUFFER, Caller, Outcome, Passed
 from kwhy.emulate.constants import constants
 from kwhy.emulate.expression import Argument, Call, ExpressionError, Out, Text, parse_call
 from kwhy.emulate.machine import MAX_BLOCKS
@@ -20,8 +20,6 @@ from kwhy.errors import UsageError
 from kwhy.kernel.symbols import Symbol
 
 _MASK = (1 << 64) - 1
-_BUFFER = 256
-"""Bytes behind an out-parameter whose size its type does not tell (char *, void *)."""
 _USER = 0x6B77_0000_0000
 
 
@@ -204,4 +202,4 @@ def _target(caller: Caller, kind: str) -> Any:
                 return target
         except (LookupError, TypeError, SyntaxError, ValueError):
             pass
-    return program.array_type(program.type("unsigned char"), _BUFFER)
+    return program.array_type(program.type("unsigned char"), BUFFER)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kwhy.case import diskcache
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
-from kwhy.errors import InputError, KwhyError
+from kwhy.errors import FeatureError, InputError, KwhyError
 from kwhy.kernel import debuginfo, extable, lines, modulebtf, program, sourcetext, symbols
 from kwhy.kernel import modules as loaded
 from kwhy.kernel.btf import Btf
@@ -93,10 +93,7 @@ class Kernel:
     def _image_tables(self) -> tuple[Table, Table]:
         data = self.evidence.derived("symbols/vmlinux", self._make_symbols)
         if not data:
-            raise KwhyError(
-                "the target's kernel symbols cannot be read: /proc/kallsyms needs CAP_SYSLOG "
-                "(or kernel.kptr_restrict below 2)"
-            )
+            raise FeatureError(self._without_symbols(), "kallsyms")
         try:
             table = Table.from_bytes(data)
         except ValueError as error:
@@ -104,6 +101,17 @@ class Kernel:
         image, percpu, link = symbols.split_image(table)
         image.bias = self._text_address(image, link)
         return image, percpu
+
+    def _without_symbols(self) -> str:
+        if self.evidence.facts.hello:
+            return (
+                "the target's kernel symbols cannot be read: /proc/kallsyms needs CAP_SYSLOG "
+                "(or kernel.kptr_restrict below 2)"
+            )
+        return (
+            f"no symbols of the kernel {self.release} are found in its memory; give its debug "
+            "symbols with --debuginfo PATH"
+        )
 
     def _text_address(self, image: Table, link: int) -> int:
         """Run-time address of _text, linked at ``link``: by VMCOREINFO, else by kallsyms."""

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kwhy.case.evidence import MissingMemory
-from kwhy.errors import FeatureError
+from kwhy.errors import FeatureError, InputError
 from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.identity import vmcoreinfo_text
 
@@ -30,10 +30,12 @@ def open_program(kernel: "Kernel") -> Any:
             "the target's VMCOREINFO cannot be read: /proc/kcore has no such note", "vmcoreinfo"
         )
     flags = drgn.PlatformFlags.IS_64_BIT | drgn.PlatformFlags.IS_LITTLE_ENDIAN
-    program = drgn.Program(
-        drgn.Platform(drgn.Architecture.X86_64, flags), vmcoreinfo=info.rstrip(b"\0")
-    )
-    program.set_linux_kernel_custom(info, False)
+    platform = drgn.Platform(drgn.Architecture.X86_64, flags)
+    try:
+        program = drgn.Program(platform, vmcoreinfo=info.rstrip(b"\0"))
+        program.set_linux_kernel_custom(info, False)
+    except (ValueError, drgn.BadDataError) as error:
+        raise InputError(f"the kernel's VMCOREINFO is damaged: {error}") from error
     _add_memory(program, kernel)
     # Only files whose build-id was compared, from the places that the user allowed.
     program.set_enabled_debug_info_finders([])

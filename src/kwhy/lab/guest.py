@@ -199,15 +199,18 @@ class Guest:
                 raise self._lost(error.strerror or "no contact") from None
         return answer.decode().strip()
 
-    def dump(self, path: Path) -> None:
-        """Write the guest's memory to ``path``: an ELF vmcore that drgn opens. It runs on after.
+    def dump(self, path: Path, form: str = "elf") -> None:
+        """Write the guest's memory to ``path``: a vmcore that drgn opens. The guest runs on after.
 
-        About 3 s and as many bytes as the guest has memory. Raises LinkError.
+        ``form`` is QEMU's: "elf", or "kdump-zlib" and its like. About 3 s and as many bytes as the
+        guest has memory; compressed, more and fewer. Raises LinkError.
         """
         qmp = self.qmp()
         try:
             where = f"file:{path.absolute()}"
-            qmp.command("dump-guest-memory", timeout=DUMP_LIMIT, paging=False, protocol=where)
+            qmp.command(
+                "dump-guest-memory", timeout=DUMP_LIMIT, paging=False, protocol=where, format=form
+            )
         except TimeoutError as error:
             raise self._lost(str(error)) from None
         finally:
