@@ -249,15 +249,15 @@ class Caller:
         """
         import drgn
 
+        frames = self.kernel.frames(function.address)
+        if frames and frames[-1].file.endswith(".S"):  # assembly: its parameters are told nowhere
+            return None
         found = self._btf.prototype(function.name) if self._btf else None
         if found is not None:
             return found
         try:
             found = self.program.function(function.name).type_
         except (LookupError, drgn.BadDataError):
-            return None
-        frames = self.kernel.frames(function.address)
-        if frames and frames[-1].file.endswith(".S"):  # assembly: DWARF tells no parameters
             return None
         return found if len(found.parameters) < 2 else self._ordered(function, found)
 

@@ -270,10 +270,14 @@ class KernelScene:
                 machine.set(name, value)
             machine.set(arch.PC, entry.fixup)
             return None
-        if here & -PAGE == address & -PAGE and here == address:
-            return End("fault", here, f"it would jump to {address:#x}: {why}")
+        try:
+            code = self.instruction(here, _INSTRUCTION)
+        except MissingMemory:
+            return End("fault", here, f"it would jump to {here:#x}: {why}")
+        if here == address:
+            return End("fault", here, f"it would jump to {here:#x}: {why}")
         verb = "write" if write else "read"
-        used = arch.accessed(self.instruction(here, _INSTRUCTION), here, machine.get)
+        used = arch.accessed(code, here, machine.get)
         exact = next((a for a in used if a & -PAGE == address & -PAGE), address)
         return End("fault", here, f"it would {verb} at {exact:#x}: {why}")
 
