@@ -36,9 +36,10 @@ def connect(args: argparse.Namespace, *, probe: bool = True) -> Iterator[Any]:
 
 
 @contextmanager
-def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
+def open_evidence(args: argparse.Namespace, *, probe: bool = True) -> Iterator[Any]:
     """What the options name as evidence, for verbs that only read: a case, a dump, or live.
 
+    ``probe`` as for :func:`connect`.
     Closed at the end, come what may. Raises InputError for a file that cannot be used.
     """
     if args.case is not None:
@@ -62,7 +63,7 @@ def open_evidence(args: argparse.Namespace) -> Iterator[Any]:
     else:
         from kwhy.case.live import LiveEvidence
 
-        with connect(args) as link:
+        with connect(args, probe=probe) as link:
             yield LiveEvidence(link)
 
 

@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("kwhy hang runs nothing on the target: leave --put out")
     if any(pid < 0 for pid in args.pids):
         raise UsageError("a process number is 0 or more")
-    with open_evidence(args) as evidence:
+    # Features are not tried: to leave a trace instance waits for RCU, which may be what hangs.
+    with open_evidence(args, probe=False) as evidence:
         if args.case is None:
             evidence.facts.question = {"verb": "hang", "pids": list(args.pids)}
         return give(evidence, args)

@@ -78,7 +78,7 @@ _PROVERS: tuple[tuple[str, Prover], ...] = (
     ("__wait_on_buffer __lock_buffer", disks.buffer),
     ("submit_bio_wait bio_await.*", disks.bio),
     ("rpc_wait_bit_killable", disks.remote_call),
-    ("__flush_work.* __cancel_work.*", workers.flush),
+    ("__flush_work __cancel_work.*", workers.flush),
     ("__flush_workqueue flush_workqueue drain_workqueue", workers.flush_all),
     ("jbd2_log_wait_commit wait_transaction_locked", journals.journal),
     ("wait_transaction_switching add_transaction_credits", journals.journal),
@@ -119,9 +119,11 @@ class Recognisers:
             ("locks_lock_inode_wait flock_lock_inode_wait posix_lock_inode_wait", others.file_lock),
             ("do_lock_file_wait fcntl_setlk __break_lease __do_sys_flock", others.file_lock),
             *((names, partial(prove, look)) for names, prove in _PROVERS),
-            ("wait_for_common.* __wait_for_common wait_for_completion.*", locks.completion),
         )
         self._proven = [(_pattern(names), way) for names, way in proven]
+        # What is completed is known further out on the stack, if at all.
+        completion = "wait_for_common.* __wait_for_common wait_for_completion.*"
+        self._last = [(_pattern(completion), locks.completion)]
         self._plain = [(_pattern(names), kind) for names, kind in _PLAIN]
         self._others = others
 
@@ -131,12 +133,13 @@ class Recognisers:
         if not frames:
             return None
         outer = {f.name for f in frames}
-        for frame in frames:
-            for pattern, recognise in self._proven:
-                if pattern.match(frame.name):
-                    found = self._try(recognise, stack, frame)
-                    if found is not None:
-                        return self._refine(found, outer)
+        for ways in (self._proven, self._last):
+            for frame in frames:
+                for pattern, recognise in ways:
+                    if pattern.match(frame.name):
+                        found = self._try(recognise, stack, frame)
+                        if found is not None:
+                            return self._refine(found, outer)
         return self._by_name(stack)
 
     def _try(self, recognise: Recogniser, stack: Stack, frame: Frame) -> Claim | None:

@@ -26,14 +26,14 @@ FILE = "/opt/myapp/js/fire.js"
 class Edge:
     """A process waits for a thing of that kind; ``owners`` hold it, none if nobody can tell.
 
-    ``any_of`` are those who can end it.
+    ``any_of`` are those who can end it, None: too many to list.
     """
 
     waiter: str
     kind: str
     owners: tuple[str, ...] = ()
     object: str | None = None
-    any_of: tuple[str, ...] = ()
+    any_of: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +176,32 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("vfork", ("vf:vfork=0",), (Edge("vf", "vfork", ("vf",)),)),
     Scenario(
-        "pipe", ("pr:pipe=0", "pf:fill=1"), (Edge("pr", "pipe-read"), Edge("pf", "pipe-write"))
+        "pipe",
+        ("pr:pipe=0", "pf:fill=1"),
+        (Edge("pr", "pipe-read", any_of=None), Edge("pf", "pipe-write", any_of=None)),
+    ),
+    Scenario(
+        "flush",
+        ("flush:mutex=12,flush=12",),
+        (Edge("flush", "workqueue", ("kworker",)), Edge("kworker", "mutex", ("flush",))),
+        cycles=(frozenset({"flush", "kworker"}),),
+    ),
+    Scenario(
+        "workqueue",
+        ("drainA:mutex=13,sleep=0", "drainB:after=drainA,drain=13"),
+        (Edge("drainB", "workqueue", ("kworker",), "workqueue kwhy_hang13"),),
     ),
 )
+
+GRACE = Scenario(
+    "grace",
+    ("rcureader:reader=0", "rcuwaiter:grace=0"),
+    (Edge("rcuwaiter", "rcu", ("rcureader",)),),
+)
+"""A reader that was preempted holds up a grace period, on kernels with preemptible RCU.
+
+Nothing else must run beside it, because much in a kernel waits for grace periods.
+"""
 
 LIMIT = 300.0
 """Seconds in which all processes have to be in their waits; emulated, on a busy machine."""

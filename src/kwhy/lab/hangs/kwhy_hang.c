@@ -8,6 +8,10 @@
  * of an inode and a second, private one of the same inode in opposite order, each waiting for the
  * other to have taken its first: the inversion of a file system whose write path and splice path
  * disagree.
+ *
+ * "take flush N" has a worker lock mutex N and waits for that work to be done, "take drain N" waits for
+ * the whole workqueue of number N instead. "take reader N" stays for ever in a read-side critical
+ * section of RCU, which it gives the processor away in, and "take grace N" waits for a grace period.
  */
 #include <linux/completion.h>
 #include <linux/file.h>
@@ -16,11 +20,14 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu-rwsem.h>
+#include <linux/rcupdate.h>
 #include <linux/rtmutex.h>
 #include <linux/rwsem.h>
+#include <linux/sched.h>
 #include <linux/semaphore.h>
 #include <linux/uaccess.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #define COUNT 16
 
@@ -30,6 +37,33 @@ static struct semaphore semaphores[COUNT];
 static struct rt_mutex rt_mutexes[COUNT];
 static struct completion completions[COUNT];
 static struct percpu_rw_semaphore percpu_rwsems[COUNT];
+
+static struct work_struct works[COUNT];
+static struct workqueue_struct *queues[COUNT];
+
+static noinline void hang_work(struct work_struct *work)
+{
+	unsigned int n = work - works;
+
+	mutex_lock(&mutexes[n]);
+	mutex_unlock(&mutexes[n]);
+}
+
+static noinline void hang_flush(unsigned int n, bool all)
+{
+	queue_work(queues[n], &works[n]);
+	if (all)
+		flush_workqueue(queues[n]);
+	else
+		flush_work(&works[n]);
+}
+
+static noinline void hang_reader(void)
+{
+	rcu_read_lock();
+	for (;;)
+		cond_resched();
+}
 
 /* The second lock of an inode, as a file system has one in its own part of the inode. */
 struct hang_inode {
@@ -129,6 +163,12 @@ static noinline int hang_take(const char *kind, unsigned int n)
 		percpu_down_read(&percpu_rwsems[n]);
 	else if (!strcmp(kind, "percpu-write"))
 		percpu_down_write(&percpu_rwsems[n]);
+	else if (!strcmp(kind, "flush") || !strcmp(kind, "drain"))
+		hang_flush(n, kind[0] == 'd');
+	else if (!strcmp(kind, "reader"))
+		hang_reader();
+	else if (!strcmp(kind, "grace"))
+		synchronize_rcu();
 	else
 		return -EINVAL;
 	return 0;
@@ -203,6 +243,10 @@ static int __init hang_init(void)
 		rt_mutex_init(&rt_mutexes[i]);
 		init_completion(&completions[i]);
 		if (percpu_init_rwsem(&percpu_rwsems[i]))
+			return -ENOMEM;
+		INIT_WORK(&works[i], hang_work);
+		queues[i] = alloc_workqueue("kwhy_hang%d", 0, 0, i);
+		if (!queues[i])
 			return -ENOMEM;
 		init_rwsem(&hang_inodes[i].iolock);
 		init_waitqueue_head(&hang_inodes[i].both);
