@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -138,10 +139,13 @@ def test_the_path_was_executed(
     trace: list[int] = []
 
     # The log costs: it is on while the command is recorded, off while its failure is explained.
-    def record_round(*args: Any, **options: Any) -> Any:
-        rounds: list[Any] = []
-        trace.extend(court.referee.watch(lambda: rounds.append(recorder(*args, **options))))
-        return rounds[0]
+    @contextmanager
+    def record_round(*args: Any, **options: Any) -> Iterator[Any]:
+        with ExitStack() as stack:
+            enter = partial(stack.enter_context, recorder(*args, **options))
+            rounds: list[Any] = []
+            trace.extend(court.referee.watch(lambda: rounds.append(enter())))
+            yield rounds[0]
 
     recorder = capture.record_round
     monkeypatch.setattr(capture, "record_round", record_round)

@@ -61,10 +61,10 @@ def test_memory_comes_from_the_right_segment(tmp_path: Path) -> None:
     fake_kcore(file)
     core = kcore.Kcore(str(file))
     assert b"NOTE" == core.note
-    assert b"aaaa" == core.read(0xFFFF000000000000, 4)
-    assert b"b" * 16 == core.read(0xFFFF000000000010, 100)
-    assert b"a" * 32 == core.read(0xFFFF000000000020, 100)
-    assert None is core.read(0x1000, 8)
+    start = 0xFFFF000000000000
+    sizes, data = core.read([(start, 4), (start + 0x10, 100), (0x1000, 8), (start + 0x20, 100)])
+    assert [4, 16, None, 32] == sizes
+    assert b"a" * 4 + b"b" * 16 + b"a" * 32 == data
     os.close(core.fd)
 
 

@@ -36,7 +36,10 @@ class Stream:
         pass
 
     def __iter__(self) -> Iterator[Message]:
-        return iter(self.messages)
+        for message in self.messages:
+            if message.kind == "end":  # all has come, tracing is being put back
+                yield Message("drained", message.header)
+            yield message
 
     def stop(self) -> None:
         """End the recording early."""
@@ -73,7 +76,9 @@ def round_of(*messages: Message, **options: Any) -> tuple[Round, LiveEvidence, T
     """The round that a recording with these messages gives."""
     target = Target(*messages)
     evidence = LiveEvidence(target)
-    return record_round(evidence, target, **options), evidence, target
+    with record_round(evidence, target, **options) as round_:
+        assert round_ is evidence.rounds[-1]
+    return round_, evidence, target
 
 
 def test_a_command_is_recorded_under_the_function_tracer() -> None:
@@ -82,6 +87,7 @@ def test_a_command_is_recorded_under_the_function_tracer() -> None:
     assert {
         "op": "record", "timeout": None, "tracer": "function", "events": list(capture.EVENTS),
         "clock": "mono", "notrace": list(capture.CLOCK_FUNCTIONS), "argv": ["./a", "b"],
+        "hold": capture.HOLD,
     } == target.asked  # fmt: skip
     probes = [{"name": "k0", "definition": "p:k0 0x10"}]
     _, _, target = round_of(END, pid=7, probes=probes, timeout=2.5, buffer_kb=64)
@@ -134,7 +140,8 @@ def test_formats_become_blobs_and_those_of_probes_are_of_their_round() -> None:
     target = Target(armed, END)
     evidence = LiveEvidence(target)
     for number in range(2):
-        round_ = record_round(evidence, target)
+        with record_round(evidence, target) as round_:
+            pass
         blobs = ["format/raw_syscalls/sys_enter", f"format/round{number}/k0"]
         assert blobs == round_.formats
         assert [b"enter", b"probe"] == [evidence.blobs[name] for name in blobs]
@@ -185,10 +192,21 @@ def test_a_recording_can_be_ended_as_soon_as_it_holds_enough() -> None:
     assert {0: b"abc"} == round_.pages
 
 
+def test_a_command_that_is_kept_at_its_exit_is_let_go_after_the_context() -> None:
+    """Its number tells that memory read within the context is as the command left it."""
+    armed = Message("armed", {"pid": 7})
+    target = Target(armed, Message("end", {"status": {"code": 1}, "held": True}))
+    with record_round(LiveEvidence(target), target) as round_:
+        assert 7 == round_.extra["held"]
+        assert 1 == round_.status
+        assert not target.given.stopped
+    assert target.given.stopped
+
+
 def test_a_recording_without_an_end_is_lost_contact() -> None:
     """No round is kept of it."""
     target = Target(Message("pages", {"cpu": 0}, b"a"))
     evidence = LiveEvidence(target)
-    with pytest.raises(LinkError):
-        record_round(evidence, target)
+    with pytest.raises(LinkError), record_round(evidence, target):
+        pytest.fail("there is no round")
     assert [] == evidence.rounds

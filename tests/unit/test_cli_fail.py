@@ -1,6 +1,8 @@
 """The options of `kwhy fail` and `kwhy demo`, and the rounds of a live explanation."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,14 +74,15 @@ class Rounds:
         self.facts = SimpleNamespace(question={})
         self.rounds: list[Any] = []
 
-    def record(self, _evidence: Any, _link: Any, **options: Any) -> Any:
+    @contextlib.contextmanager
+    def record(self, _evidence: Any, _link: Any, **options: Any) -> Iterator[Any]:
         """Stands for a recording."""
         if self.asked and self.refuse:
             raise self.refuse
         self.asked.append(options)
         round_ = SimpleNamespace(extra=self.extra)
         self.rounds.append(round_)
-        return round_
+        yield round_
 
     def answer(self, _session: Any) -> Any:
         """Stands for the analysis."""

@@ -10,7 +10,7 @@ from tests.unit.flow_build import ARCH, GAP, TOY, Machine, recorded, toy
 
 from kwhy.case.evidence import Round
 from kwhy.diagnose import rounds
-from kwhy.diagnose.analysis import analyse, probe_addresses, probe_definitions
+from kwhy.diagnose.analysis import analyse, probe_addresses, probe_definitions, probed
 from kwhy.diagnose.fail import explain_call
 from kwhy.diagnose.sites import Site, held, led_to, locate
 from kwhy.errors import NothingToExplain
@@ -222,8 +222,9 @@ def test_the_probes_to_arm_are_the_open_branches() -> None:
 def test_a_hit_of_no_recorded_call_is_noted() -> None:
     """It happened before the call began."""
     of = kernel()
-    early = ProbeHit("k0", 0, 2, None, {"flags": 0})
-    analysis = analyse(of, ARCH, Code(of, ARCH), record(hits=[early]), {"k0": BRANCH})
+    code = Code(of, ARCH)
+    seen = record(hits=[ProbeHit("k0", 0, 2, None, {"flags": 0})])
+    analysis = analyse(of, ARCH, code, seen, probed(code, seen, {"k0": BRANCH}))
     assert ["a probe hit in do_toy belongs to no recorded call"] == analysis.notes
     assert 1 == len(analysis.findings)
 

@@ -61,14 +61,8 @@ class Agent(object):
         ranges = params.get("ranges") or []
         if sum(size for _, size in ranges) > kcore.MAX_CALL:
             raise AgentError("usage", "read_memory: over %d bytes in one call" % kcore.MAX_CALL)
-        core = self.core()
-        sizes: List[Optional[int]] = []
-        pieces = []
-        for address, size in ranges:
-            piece = core.read(address, size)
-            sizes.append(None if piece is None else len(piece))
-            pieces.append(piece or b"")
-        request.send("data", {}, b"".join(pieces))
+        sizes, data = self.core().read(ranges)
+        request.send("data", {}, bytes(data))
         return {"sizes": sizes}
 
     def facts(self, request: Request, params: Dict[str, Any]) -> Dict[str, Any]:

@@ -147,7 +147,7 @@ class Prober(object):
             return self._missing("kcore", error.message)
         try:
             for address, _, _ in core.segments[:8]:
-                if core.read(address, 8):
+                if core.read([(address, 8)])[1]:
                     return True
             return self._missing("kcore", "/proc/kcore opens but gives no memory (lockdown?)")
         finally:

@@ -28,6 +28,7 @@ class Child(object):
         self._gate = gate
         self._report = report
         self._group = group
+        self._failed = b""
         self.status: Optional[Dict[str, Any]] = None
 
     def release(self) -> None:
@@ -41,18 +42,17 @@ class Child(object):
         if self.status is None:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
-                self.status = self._describe(status)
+                self.status = self.describe(status)
                 self.status["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 6)
         return self.status
 
-    def _describe(self, status: int) -> Dict[str, Any]:
+    def describe(self, status: int) -> Dict[str, Any]:
         """``{"code", "signal", "core", "exec_errno"}``; exec_errno when execve itself failed."""
-        failed = b""
         try:
-            failed = os.read(self._report, 64)
+            self._failed += os.read(self._report, 64)
         except OSError:
             pass
-        number = int(failed) if failed.isdigit() else None
+        number = int(self._failed) if self._failed.isdigit() else None
         if os.WIFSIGNALED(status):
             code, sig, core = None, os.WTERMSIG(status), os.WCOREDUMP(status)
         else:

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Set
 from . import dynamic, facts, pages, tracefs, tree
 from .buffer import Buffer, choose
 from .errors import AgentError, Cancelled
+from .hold import Holder, hold
 from .journal import Journal
 from .probe import Prober, dynamic_events_file
 from .process import Child, start
@@ -71,6 +72,7 @@ class Recording(object):
         self.events: List[str] = []
         self.reader: Optional[pages.PageReader] = None
         self.child: Optional[Child] = None
+        self.holder: Optional[Holder] = None
         self.followed: Optional[int] = None
         self.followed_start = ""
         self.seen = tree.Seen()
@@ -269,6 +271,9 @@ class Recording(object):
         tracefs.write(self.buffer.path + "/tracing_on", "1")
         if self.child is not None:
             self.seen.look([self.child.pid])
+            seconds = self.params.get("hold")
+            if seconds:
+                self.holder = hold(self.child.pid, float(seconds))
             self.child.release()
         else:
             self.seen.look(self.buffer.live_tids())
@@ -290,17 +295,19 @@ class Recording(object):
             self.seen.look(live)
             now = time.monotonic()
             if self.child is not None:
-                if exited is None and self.child.poll() is not None:
+                if exited is None and (self._held() or self.child.poll() is not None):
                     exited = now
-                    self.request.send("exit", {"status": self.child.status})
+                    self.request.send("exit", {"status": self._status()})
                     continue  # one more round for what came with the exit
-                if exited is not None and not live and (not output.open or now > exited + 0.2):
+                others = [tid for tid in live if tid != self.child.pid or not self._held()]
+                quiet = not output.open or self._held() or now > (exited or now) + 0.2
+                if exited is not None and not others and quiet:
                     self.ended = "exit"
                 elif exited is not None and now > exited + linger:
                     self.ended = "linger"
                     self.notes.append(
                         "the command ended, %d of its tasks still ran %.1f s later: %s"
-                        % (len(live), linger, ", ".join(str(tid) for tid in live[:20]))
+                        % (len(others), linger, ", ".join(str(tid) for tid in others[:20]))
                     )
             elif tree.start_time(self.followed or 0) != self.followed_start:
                 self.ended = "exit"
@@ -315,6 +322,17 @@ class Recording(object):
         if self.child is not None and self.ended in ("stop", "timeout"):
             self.kill_tree()
             output.forward()
+
+    def _held(self) -> bool:
+        return self.holder is not None and self.holder.held()
+
+    def _status(self) -> Optional[Dict[str, Any]]:
+        """How the command ended, or will when it is let go."""
+        if self.child is None:
+            return None
+        if self.child.status is None and self.holder is not None and self.holder.held():
+            return self.child.describe(self.holder.status or 0)
+        return self.child.status
 
     def kill_tree(self) -> None:
         """End the command's process group and every task of its tree."""
@@ -341,7 +359,8 @@ class Recording(object):
             while self.reader.sweep(self.request, True):
                 self.request.check()
         result = {
-            "status": self.child.status if self.child else None,
+            "status": self._status(),
+            "held": self._held() and self.ended == "exit",
             "ended": self.ended,
             "timed_out": self.ended == "timeout",
             "lost": pages.lost_events(counts),
@@ -353,11 +372,20 @@ class Recording(object):
         self.mark("drain")
         return result
 
+    def _let_go(self) -> None:
+        """End the hold: when the desk asks (``stop``), is gone, or the time is up."""
+        if self.holder is None:
+            return
+        if self._held() and self.ended == "exit":
+            self.request.stop.wait(float(self.params.get("hold") or 0))
+        self.holder.release()
+
     def undo(self) -> List[str]:
         """Put everything back; returns what could not be."""
         if self.reader is not None:
             self.reader.close()
         problems = self.buffer.give_back()
+        self._let_go()
         if self.child is not None:
             self.child.end()
             self.child.close()

@@ -1,7 +1,8 @@
 """One recording of a live target, made into a Round of the case."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from kwhy.case.live import LiveEvidence
 from kwhy.errors import LinkError
 
 TAIL = 4096
+HOLD = 60.0
+"""Seconds that a command is kept at its exit when the desk is slow, or gone."""
 MAX_PAGES = 512 << 20
 """Bytes of raw trace that one round keeps; what came first is dropped beyond it, and counted."""
 
@@ -33,6 +36,7 @@ class Streamer(Protocol):
     def stream(self, op: str, *, timeout: float | None = None, **params: Any) -> Any: ...
 
 
+@contextlib.contextmanager
 def record_round(
     evidence: LiveEvidence,
     link: Streamer,
@@ -44,12 +48,14 @@ def record_round(
     buffer_kb: int | None = None,
     output: Callable[[str, bytes], None] | None = None,
     enough: Callable[[bytes], bool] | None = None,
-) -> Round:
+) -> Iterator[Round]:
     """Run ``command`` (or follow ``pid``) once under the function tracer and keep what it gave.
 
     ``probes`` are ``{"name", "definition"}``. ``output`` gets the command's output ("out"/"err",
     bytes); ``enough`` sees each batch of pages and may end the recording by returning True. The
-    round is appended to ``evidence.rounds``. Raises LinkError or FeatureError as the agent says.
+    round is appended to ``evidence.rounds``. Within the context tracing is still being put back,
+    and the command kept at its exit (its number is ``extra["held"]``) for at most HOLD seconds.
+    Raises LinkError or FeatureError as the agent says.
     """
     params: dict[str, Any] = {
         "tracer": "function",
@@ -58,6 +64,8 @@ def record_round(
         "notrace": list(CLOCK_FUNCTIONS),
     }
     params["argv" if pid is None else "pid"] = list(command) if pid is None else pid
+    if pid is None:
+        params["hold"] = HOLD
     if probes:
         params["probes"] = [probe["definition"] for probe in probes]
     if timeout is not None:
@@ -90,17 +98,22 @@ def record_round(
                 tails[message.kind] = (tails[message.kind] + message.data)[-TAIL:]
                 if output is not None:
                     output(message.kind, message.data)
+            elif message.kind == "drained":
+                round_.pages = {cpu: b"".join(parts) for cpu, parts in pages.items()}
+                round_.tails = {
+                    kind: data.decode("utf-8", "replace") for kind, data in tails.items()
+                }
+                if dropped:
+                    round_.extra["dropped_pages"] = dropped // PAGE
+                _ended(round_, message.header)
+                evidence.rounds.append(round_)
+                yield round_
+                if round_.extra.get("held"):
+                    stream.stop()
             elif message.kind == "end":
                 _ended(round_, message.header)
-                break
-        else:
-            raise LinkError("the target ended the recording without a result; try again")
-    round_.pages = {cpu: b"".join(parts) for cpu, parts in pages.items()}
-    round_.tails = {kind: data.decode("utf-8", "replace") for kind, data in tails.items()}
-    if dropped:
-        round_.extra["dropped_pages"] = dropped // PAGE
-    evidence.rounds.append(round_)
-    return round_
+                return
+    raise LinkError("the target ended the recording without a result; try again")
 
 
 def _armed(evidence: LiveEvidence, round_: Round, message: Any) -> None:
@@ -129,6 +142,9 @@ def _ended(round_: Round, header: dict[str, Any]) -> None:
     lost = header.get("lost") or {}
     round_.lost = {int(cpu): int(n) for cpu, n in lost.items()} if isinstance(lost, dict) else {}
     round_.tasks = list(header.get("tasks") or [])
+    if header.get("held"):
+        armed = round_.extra.get("armed")
+        round_.extra["held"] = armed.get("pid") if isinstance(armed, dict) else None
     for key in ("ended", "timed_out", "notes", "timings", "kmsg", "counts"):
         if header.get(key) is not None:
             round_.extra[key] = header[key]

@@ -1,6 +1,6 @@
 """Evidence from a live target: fetched through a link when asked for, kept for the case."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from kwhy.case import diskcache
@@ -81,6 +81,17 @@ class LiveEvidence(Remembering):
                     broken.append(address + offset)
         if broken:  # a run ends at its first hole: the pages behind it may be there
             self._fetch([(page, PAGE) for page in broken])
+
+    def reread(self, keep: Callable[[int], bool]) -> None:
+        """Read all pages of memory again that were read before, except those to ``keep``.
+
+        It is one request: what the pages say of each other is hardly ever torn.
+        """
+        old = [page for page in self.pages if not keep(page)]
+        for page in old:
+            del self.pages[page]
+        self._missing.clear()
+        self.prefetch([(page, PAGE) for page in old])
 
     def blob(self, name: str) -> bytes | None:
         """A named fact; None if the target does not have it (or may not give it)."""

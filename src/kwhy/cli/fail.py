@@ -1,8 +1,10 @@
 """``kwhy fail``: why did this system call fail?"""
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kwhy.cli.target import add_target_arguments, check_put_files, places, teller
@@ -98,14 +100,13 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
     for number in range(rounds):
         say(f"recording{'' if rounds == 1 else f' (round {number + 1} of at most {rounds})'} …")
         try:
-            _record(link, evidence, session, args, command, probes)
-        except (FeatureError, NothingToExplain):
+            with _recorded(link, evidence, session, args, command, probes):
+                say("explaining …")
+                found = answer(session)
+        except FeatureError:
             if found is None:
                 raise
             break
-        say("explaining …")
-        try:
-            found = answer(session)
         except NothingToExplain:
             if number + 1 >= rounds and found is None:
                 raise
@@ -120,17 +121,20 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
     return found.verdict, evidence
 
 
-def _record(
+@contextlib.contextmanager
+def _recorded(
     link: Any,
     evidence: Any,
     session: Any,
     args: argparse.Namespace,
     command: list[str],
     probes: list[dict[str, Any]],
-) -> None:
+) -> Iterator[None]:
+    """One more round in the evidence; the command is kept at its exit for as long as it can be."""
     from kwhy.case.capture import record_round
+    from kwhy.diagnose.again import reread
 
-    round_ = record_round(
+    recording = record_round(
         evidence,
         link,
         command=command,
@@ -140,15 +144,17 @@ def _record(
         output=_forward if not args.json else _forward_quietly,
         enough=_enough(session, args) if args.pid is not None else None,
     )
-    problem = round_.extra.get("exec_errno")
-    if problem:
-        import os
+    with recording as round_:
+        problem = round_.extra.get("exec_errno")
+        if problem:
+            evidence.rounds.pop()
+            raise NotStarted(command, os.strerror(int(str(problem))))
+        if round_.extra.get("held"):
+            reread(session.kernel)
+        yield
 
-        evidence.rounds.pop()
-        raise InputOrUsage(command, os.strerror(int(str(problem))))
 
-
-class InputOrUsage(UsageError):
+class NotStarted(UsageError):
     """The command could not be started on the target."""
 
     def __init__(self, command: list[str], why: str) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kwhy.arch import Arch
 from kwhy.diagnose.sites import DEFAULT, case_label, following, held, instead, locate
@@ -20,6 +20,20 @@ from kwhy.record.model import Call, SyscallRecord
 MAX_PROBES = 48
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The registers at branches that were watched: every run of the ``armed`` ones is in ``hits``.
+
+    ``hits`` are in order of time, by the identity of the call they happened in; ``source`` is how
+    they were seen.
+    """
+
+    hits: dict[int, list[tuple[int, Hit]]] = field(default_factory=dict)
+    armed: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+    source: Literal["probe", "executed"] = "probe"
+
+
 @dataclass(slots=True)
 class Analysis:
     """What one recorded call gave: its record, the frames explored, the places that remain."""
@@ -27,6 +41,7 @@ class Analysis:
     record: SyscallRecord
     tracer: Tracer
     findings: list[Finding]
+    watched: Watched
     notes: list[str] = field(default_factory=list)
 
 
@@ -35,15 +50,16 @@ def analyse(
     arch: Arch,
     code: Code,
     record: SyscallRecord,
-    probes: dict[str, int] | None = None,
+    watched: Watched | None = None,
 ) -> Analysis:
-    """Where ``record``'s errno can have been made. ``probes`` gives the address of each probe."""
+    """Where ``record``'s errno can have been made, also by what was ``watched`` of its branches."""
+    watched = watched or Watched()
     entry = record.entry
     if entry is None:
-        return Analysis(record, Tracer(code), [], ["the system call's own function was not seen"])
+        note = "the system call's own function was not seen"
+        return Analysis(record, Tracer(code), [], watched, [note])
     _prefetch(kernel, record)
-    hits, notes = _place_hits(code, record, probes or {})
-    armed = frozenset((probes or {}).values())
+    hits, armed = watched.hits, watched.armed
     tracer = _tracer(kernel, code, hits, armed, oracle=False)
     findings = _trace(arch, tracer, record, entry)
     if len(findings) != 1 or len(findings[0].deciding) > 1:
@@ -52,7 +68,7 @@ def analyse(
         better = _trace(arch, second, record, entry)
         if better:
             tracer, findings = second, better
-    return Analysis(record, tracer, findings, [*notes, *tracer.notes])
+    return Analysis(record, tracer, findings, watched, [*watched.notes, *tracer.notes])
 
 
 def _tracer(
@@ -147,10 +163,11 @@ def _prefetch(kernel: Kernel, record: SyscallRecord) -> None:
     kernel.prefetch(sorted(ranges))
 
 
-def _place_hits(
-    code: Code, record: SyscallRecord, probes: dict[str, int]
-) -> tuple[dict[int, list[tuple[int, Hit]]], list[str]]:
-    """Give each probe hit to the frame it happened in."""
+def probed(code: Code, record: SyscallRecord, probes: dict[str, int]) -> Watched:
+    """What the probes of a recording saw; ``probes`` gives the address of each.
+
+    A hit is given to the call that it happened in.
+    """
     out: dict[int, list[tuple[int, Hit]]] = {}
     notes = []
     for hit in record.probes:
@@ -173,7 +190,7 @@ def _place_hits(
             continue
         values = {k: v & mask(8) for k, v in hit.values.items() if isinstance(v, int)}
         out.setdefault(id(frame), []).append((hit.time, Hit(address, values)))
-    return out, notes
+    return Watched(out, frozenset(probes.values()), tuple(notes))
 
 
 # --- what would tell the candidates apart --------------------------------------------------------

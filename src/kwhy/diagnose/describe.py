@@ -197,7 +197,8 @@ class Describer:
             value = narrowed or value
             if value is not None:
                 exact = known(term, facts) is not None
-                source = "probe" if probed and exact else ("traced" if before else "deduced")
+                seen = self.analysis.watched.source
+                source = seen if probed and exact else ("traced" if before else "deduced")
                 out.append(Operand(expr=text, value=value, source=source))
         return tuple(out)
 

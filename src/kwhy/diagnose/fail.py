@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kwhy import arch as architectures
-from kwhy.diagnose.analysis import Analysis, analyse, probe_addresses
+from kwhy.diagnose.again import Again, execute
+from kwhy.diagnose.analysis import Analysis, analyse, probe_addresses, probed
 from kwhy.diagnose.cases import Case, cases_of
 from kwhy.diagnose.describe import Describer
 from kwhy.diagnose.words import Words
@@ -24,27 +25,81 @@ def explain_call(
     *,
     code: Code | None = None,
     probes: dict[str, int] | None = None,
+    held: bool = False,
     account: Account | None = None,
     others: Sequence[OtherFailure] = (),
     kmsg: Sequence[str] = (),
 ) -> tuple[Verdict, Analysis]:
-    """The verdict on one recorded call, and the analysis behind it."""
+    """The verdict on one recorded call, and the analysis behind it.
+
+    ``held``: its process is (was, when the memory of a case was read) kept at its exit: then a call
+    whose recording leaves more than one candidate is executed again.
+    """
     arch = architectures.of(kernel.arch)
     code = code or Code(kernel, arch)
-    analysis = analyse(kernel, arch, code, record, probes)
-    words = Words(kernel, analysis.tracer, arch)
+    base = _base(kernel, record, account or Account(rounds=1), others, kmsg)
+    first = analyse(kernel, arch, code, record, probed(code, record, probes or {}))
+    verdict = _verdict(kernel, base, first)
+    if not held or not _leaves_open(verdict) or record.entry is None:
+        return verdict, first
+    again = execute(kernel, code, record, probe_addresses(first.findings))
+    if isinstance(again, Again):
+        second = analyse(kernel, arch, code, again.record, again.watched)
+        settled = _verdict(kernel, base, second)
+        if _surer(settled, verdict):
+            account = replace(settled.evidence, emulated=again.instructions)
+            return _noted(replace(settled, evidence=account), again.note), second
+        note = "the call was executed again offline; that left as many candidates"
+        return _noted(verdict, note), first
+    return _noted(verdict, again.note), first
+
+
+def _leaves_open(verdict: Verdict) -> bool:
+    return verdict.confidence in ("ambiguous", "unknown")
+
+
+def _surer(verdict: Verdict, than: Verdict) -> bool:
+    """Whether a verdict leaves less open than another."""
+    return _open(verdict) < _open(than)
+
+
+def _open(verdict: Verdict) -> tuple[int, int]:
+    grade = ("observed", "deduced", "ambiguous", "unknown").index(verdict.confidence)
+    return grade, len(verdict.candidates)
+
+
+def _noted(verdict: Verdict, note: str) -> Verdict:
+    account = verdict.evidence
+    return replace(verdict, evidence=replace(account, notes=(*account.notes, note)))
+
+
+def _verdict(kernel: Kernel, base: Verdict, analysis: Analysis) -> Verdict:
+    """What an analysis says of the failure."""
+    words = Words(kernel, analysis.tracer, analysis.tracer.code.arch)
     cases = cases_of(kernel, words, analysis.findings)
-    notes = tuple(dict.fromkeys([*(account.notes if account else ()), *record.notes,
-                                 *analysis.notes, *kernel.notes]))  # fmt: skip
-    account = replace(account or Account(rounds=1), notes=notes)
-    if record.lost:
-        account = replace(
-            account,
-            notes=(*notes, "events were lost while this call ran: its path may be incomplete"),
-        )
+    notes = [*base.evidence.notes, *analysis.record.notes, *analysis.notes, *kernel.notes]
+    if analysis.record.lost:
+        notes.append("events were lost while this call ran: its path may be incomplete")
+    base = replace(base, evidence=replace(base.evidence, notes=tuple(dict.fromkeys(notes))))
+    if not cases:
+        return base
+    describe = Describer(kernel, words, analysis)
+    if len(cases) > 1:
+        return _ambiguous(base, describe, cases)
+    return describe.verdict(base, cases[0])
+
+
+def _base(
+    kernel: Kernel,
+    record: SyscallRecord,
+    account: Account,
+    others: Sequence[OtherFailure],
+    kmsg: Sequence[str],
+) -> Verdict:
+    """The verdict when nothing is known of the reason."""
     call = _failed_call(record)
     missing = record.entry is None and call.errno == "ENOSYS"
-    base = Verdict(
+    return Verdict(
         summary=f"{call.syscall} failed with {call.errno}"
         + (
             ": this kernel has no system call of that number"
@@ -59,14 +114,6 @@ def explain_call(
         kmsg=tuple(kmsg),
         others=tuple(others),
     )
-    if not cases:
-        return base, analysis
-    describe = Describer(kernel, words, analysis)
-    first = cases[0]
-    if len(cases) > 1:
-        return _ambiguous(base, describe, cases), analysis
-    verdict = describe.verdict(base, first)
-    return verdict, analysis
 
 
 def _failed_call(record: SyscallRecord) -> FailedCall:

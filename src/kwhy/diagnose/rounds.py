@@ -139,6 +139,7 @@ def _in_round(
         record,
         code=session.code,
         probes=probes,
+        held=_held(session, index, record.pid),
         account=_account(session, recording),
         others=_others(session.recording(start), ranked, chosen),
         kmsg=_kmsg(round_),
@@ -146,6 +147,15 @@ def _in_round(
     wanted = probe_addresses(analysis.findings)
     arch = architectures.of(session.kernel.arch)
     return Answer(verdict, analysis, probe_definitions(arch, wanted))
+
+
+def _held(session: Session, index: int, pid: int) -> bool:
+    """Whether the memory in the evidence was read while the process was kept at its exit.
+
+    Only the last round's is: what changes was read again then.
+    """
+    rounds = session.evidence.rounds
+    return index == len(rounds) - 1 and rounds[index].extra.get("held") == pid
 
 
 def _probe_addresses_of(round_: Round) -> dict[str, int]:

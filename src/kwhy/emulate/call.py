@@ -123,7 +123,8 @@ class Caller:
         finder = self.kernel.symbols.address("find_task_by_pid_ns")
         if space is None or finder is None:
             raise UsageError("tasks cannot be looked up: the kernel has no find_task_by_pid_ns()")
-        scene = self.scene()
+        # Whoever runs on the CPU now may be gone when the same is asked of a case.
+        scene = KernelScene(self.ground, self.cpu, self.kernel.symbols.address("init_task"))
         end = scene.enter(finder, [number, space])
         found = scene.machine.get(machine_arch.RESULT)
         if end.kind != "returned" or not found:

@@ -5,13 +5,14 @@ files, credentials and memory are read. Whether the second execution is the firs
 assumed but compared: by the returned value, and by the calls that the recording shows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller, Outcome, Passed
 from kwhy.emulate.history import Branch, History
 from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS
-from kwhy.emulate.machine import MAX_BLOCKS
+from kwhy.emulate.machine import GENERAL, MAX_BLOCKS
 from kwhy.emulate.syscall import interface, run
 from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code
@@ -34,6 +35,14 @@ class Step:
     ret: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A watched instruction, about to run: its address, the registers and flags by name."""
+
+    address: int
+    registers: dict[str, int]
+
+
 @dataclass(slots=True)
 class Replay:
     """What became of the second execution.
@@ -41,18 +50,19 @@ class Replay:
     ``root`` is its call graph; ``history.branches`` are all its branches, and ``history.value``
     tells the value of any term in them (see :mod:`kwhy.diagnose.executed` for their words).
     ``difference`` is None when the recording agrees, else a sentence on the first disagreement.
+    ``sights`` are the watched instructions that ran, with their steps, in order.
     """
 
     outcome: Outcome
     history: History
     root: Step
     difference: str | None
+    sights: list[tuple[int, Sight]]
 
     @property
     def ret(self) -> int | None:
         """The returned value, signed; None when it did not come to its end."""
-        result = self.outcome.result
-        return None if result is None else int(result.value_())
+        return returned(self.outcome)
 
     @property
     def agrees(self) -> bool:
@@ -69,21 +79,65 @@ class Replay:
         ]
 
 
-def replay(caller: Caller, record: Record, code: Code, limit: int = MAX_BLOCKS) -> Replay:
-    """Execute ``record``'s call again as the caller's task, from its recorded arguments.
-
-    ``caller`` is of that task (``Caller(kernel, task=record.tid)``), ``code`` of the same kernel.
-    Raises UsageError for a call that cannot be entered (of a 32-bit program, or unknown).
-    """
+def enter(
+    caller: Caller,
+    record: Record,
+    limit: int = MAX_BLOCKS,
+    *,
+    detail: bool = False,
+    watch: Collection[int] = (),
+    sights: list[Sight] | None = None,
+) -> Outcome:
+    """Execute the call without comparing; what the watched instructions saw goes to ``sights``."""
     face = interface(caller, record.name)
     if record.compat or face is None:
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
-    scene = caller.scene(detail=True)
+    scene = caller.scene(detail)
+    scene.turn_back(record.enter)
+    machine = scene.machine
+    if sights is not None:
+        names = (*GENERAL, arch.FLAGS)
+        machine.watch(watch, lambda at: sights.append(Sight(at, {n: machine.get(n) for n in names})))
     arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
-    outcome = run(caller, scene, face, arguments, limit=limit)
+    return run(caller, scene, face, arguments, limit=limit)
+
+
+def returned(outcome: Outcome) -> int | None:
+    """The value that a call returned, signed; None when it did not come to its end."""
+    return None if outcome.result is None else int(outcome.result.value_())
+
+
+def replay(
+    caller: Caller,
+    record: Record,
+    code: Code,
+    limit: int = MAX_BLOCKS,
+    watch: Collection[int] = (),
+) -> Replay:
+    """Execute ``record``'s call again as the caller's task, from its recorded arguments.
+
+    ``caller`` is of that task (``Caller(kernel, task=record.tid)``), ``code`` of the same kernel.
+    ``watch`` are addresses of instructions whose registers are wanted.
+    Raises UsageError for a call that cannot be entered (of a 32-bit program, or unknown).
+    """
+    sights: list[Sight] = []
+    outcome = enter(caller, record, limit, detail=True, watch=watch, sights=sights)
     history = outcome.history(code)
     root = _steps(history)
-    return Replay(outcome, history, root, _difference(outcome, root, record, code))
+    difference = _difference(outcome, root, record, code)
+    return Replay(outcome, history, root, difference, _placed(history, sights))
+
+
+def _placed(history: History, sights: Sequence[Sight]) -> list[tuple[int, Sight]]:
+    """Each sight with its step: the n-th of an address is that instruction's n-th run."""
+    wanted = {sight.address for sight in sights}
+    runs: dict[int, list[int]] = {}
+    for step, address in enumerate(history.steps):
+        if address in wanted:
+            runs.setdefault(address, []).append(step)
+    coming = {address: iter(steps) for address, steps in runs.items()}
+    found = ((next(coming.get(sight.address, iter(())), None), sight) for sight in sights)
+    return [(step, sight) for step, sight in found if step is not None]
 
 
 def _steps(history: History) -> Step:

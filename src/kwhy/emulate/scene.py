@@ -23,6 +23,9 @@ _AREA_FIELDS = ("vm_start", "vm_flags")
 _VM_READ, _VM_WRITE = 1, 2  # include/linux/mm.h
 _MASK = (1 << 64) - 1
 _INSTRUCTION = 15
+_NS = 1_000_000_000
+_CLOCK = ("xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift", "tkr_mono.base", "ktime_sec",
+          "xtime_interval")  # fmt: skip
 _TIMEKEEPER = 8
 _TOP_COPY = 512
 """Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
@@ -226,15 +229,52 @@ class KernelScene:
     @cached_property
     def _last_cycle(self) -> int:
         """The clock source's value at the last tick (struct timekeeper, tkr_mono.cycle_last)."""
-        types, symbols = self.kernel.types, self.kernel.symbols
-        kind = types.named("struct timekeeper")
-        field = types.field(kind, "tkr_mono.cycle_last") if kind else None
-        place = symbols.address("tk_core") or symbols.address("timekeeper_data")
-        if field is None or place is None:
+        place = self._clock("tkr_mono.cycle_last")
+        if place is None:
             self.notes.append("the time of the last tick is not known: clocks read 0")
             return 0
+        return self.word(place)
+
+    def _clock(self, path: str) -> int | None:
+        """Where the kernel's timekeeper has a field."""
+        types, symbols = self.kernel.types, self.kernel.symbols
+        kind = types.named("struct timekeeper")
+        field = types.field(kind, path) if kind else None
+        start = symbols.address("tk_core") or symbols.address("timekeeper_data")
+        if field is None or start is None:
+            return None
         # Both begin with a sequence counter, then the timekeeper (kernel/time/timekeeping.c).
-        return self.word(place + _TIMEKEEPER + field.offset)
+        return start + _TIMEKEEPER + field.offset
+
+    def turn_back(self, monotonic: int) -> None:
+        """Set the clocks to the last tick before a time of CLOCK_MONOTONIC (ns), if that is past.
+
+        A file's times are those of a tick, and the kernel compares them with the present one.
+        """
+        places = [self._clock(name) for name in _CLOCK]
+        seconds, nanoseconds, shift, base, monotonic_seconds, tick = places
+        if None in (seconds, nanoseconds, shift, base, monotonic_seconds, tick):
+            return
+        assert seconds and nanoseconds and shift and base and monotonic_seconds and tick
+        bits = self.word(shift) & 0xFF  # times are in ns << bits
+        length, fraction = self.word(tick), self.word(nanoseconds)
+        late = ((self.word(base) - monotonic) << bits) + fraction
+        if length <= 0 or late <= 0:
+            return
+        ticks = -(-late // length)
+        wall, second = self.word(seconds), _NS << bits
+        moved = wall * second + fraction - ticks * length
+        back = wall - moved // second
+        self._write(nanoseconds, moved % second)
+        self._write(seconds, moved // second)
+        self._write(base, self.word(base) - back * _NS)
+        self._write(monotonic_seconds, self.word(monotonic_seconds) - back)
+        jiffies = self.kernel.symbols.address("jiffies_64")
+        if jiffies is not None:
+            self._write(jiffies, self.word(jiffies) - ticks)
+
+    def _write(self, address: int, value: int) -> None:
+        self.memory.poke(address, (value & _MASK).to_bytes(8, "little"))
 
     def counter(self) -> int:
         """The time-stamp counter: as the clock read it last, so that time does not pass here."""

@@ -23,13 +23,14 @@ and as ``link.stream(op, **params)``, an iterator of messages that ends with kin
             events=[..], syscalls=True, event_filters={event or probe name: condition},
             probes=[kprobe_events definitions], filter=[functions], notrace=[..], graph=[..],
             options={trace option: bool}, buffer_kb (over all CPUs), clock="mono",
-            seconds (then the command is killed), linger=2.0 (that descendants may outlive it).
+            seconds (then the command is killed), linger=2.0 (that descendants may outlive it),
+            hold (s that the command's first task is kept at its exit, until ``stop``).
             "armed" {instance, group, tracer, probes, events, refused, page_size, pid, timings} with
             the format files as JSON data {"system/event": text}; "out", "err";
             "pages" {cpu, count, size} with whole raw pages; "exit" {status};
-            "drained" {status, ended, timed_out, lost, counts, tasks, pages, notes, kmsg}: every
-            page has been sent, tracing is still being put back; "end": the same and
-            {restored, problems, timings}.
+            "drained" {status, held, ended, timed_out, lost, counts, tasks, pages, notes, kmsg}:
+            every page has been sent, tracing is still being put back; ``held`` tells that the
+            command stands at its exit; "end": the same and {restored, problems, timings}.
 ``status`` is {"code", "signal", "core", "exec_errno", "cpu_seconds"}.
 """
 

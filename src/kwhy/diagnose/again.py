@@ -1,0 +1,127 @@
+"""A failed call executed again offline, and what that tells of a failure that left several ways.
+
+The command's first task is kept at its exit (``hold`` of ``kwhy.link``), so its memory, files and
+credentials are still what the call saw, unless the call or the task changed them. That is not
+assumed: an execution counts only when its result and its calls are the recorded ones.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from kwhy.diagnose.analysis import Watched
+from kwhy.emulate import Caller, Replay, replay
+from kwhy.emulate.history import History
+from kwhy.emulate.replay import enter, returned
+from kwhy.errors import KwhyError
+from kwhy.flow.cfg import Code
+from kwhy.flow.explore import Hit
+from kwhy.kernel.model import Kernel
+from kwhy.record.model import Call, SyscallRecord
+
+ATTEMPTS = 40
+PATIENCE = 5.0
+"""Seconds to wait for memory that does not contradict itself."""
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """Evidence of a target that goes on (``kwhy.case.live.LiveEvidence``)."""
+
+    pages: dict[int, bytes]
+
+    def reread(self, keep: Callable[[int], bool]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An accepted second execution: ``record`` is the call as it was executed, with all its calls,
+    also those that leave no trace; ``watched`` the registers at each watched branch that ran."""
+
+    record: SyscallRecord
+    watched: Watched
+    instructions: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why an execution does not count, as a sentence."""
+
+    note: str
+
+
+def reread(kernel: Kernel) -> None:
+    """Read all memory again that was read before and may be another now: all but code."""
+    if isinstance(kernel.evidence, Moving):
+        start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
+        kernel.evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
+
+
+def execute(
+    kernel: Kernel, code: Code, record: SyscallRecord, branches: Collection[int]
+) -> Again | Refused:
+    """Execute a recorded call again, watching the branches at these addresses."""
+    try:
+        caller = Caller(kernel, task=record.tid)
+        if isinstance(kernel.evidence, Moving):
+            _settle(caller, record, kernel.evidence)
+        run = replay(caller, record, code, watch=branches)
+    except KwhyError as error:
+        return Refused(f"the call was not executed again offline: {error}")
+    if not run.agrees:
+        return Refused(
+            f"the call was executed again offline, which does not count: {run.difference}"
+        )
+    return _accepted(record, run, code, branches)
+
+
+def _settle(caller: Caller, record: SyscallRecord, evidence: Moving) -> None:
+    """Read memory until all that the call needs is of one moment, or the patience is at its end.
+
+    Pages read one after the other while their kernel goes on can contradict each other (the free
+    pages of a CPU, above all). So those of a run that wanted more pages are all read again, in one
+    request, for the next.
+    """
+    end = time.monotonic() + PATIENCE
+    for _ in range(ATTEMPTS):
+        known = len(evidence.pages)
+        outcome = enter(caller, record)
+        complete = len(evidence.pages) == known
+        if (complete and returned(outcome) == record.ret) or time.monotonic() > end:
+            break
+        reread(caller.kernel)
+
+
+def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collection[int]) -> Again:
+    calls = _calls(run.history, code)
+    hits: dict[int, list[tuple[int, Hit]]] = {}
+    for step, sight in run.sights:
+        call = calls[run.history.frame_at[step]]
+        values = {("flags" if k == "rflags" else k): v for k, v in sight.registers.items()}
+        hits.setdefault(id(call), []).append((step, Hit(sight.address, values)))
+    executed = replace(record, calls=[calls[0]], entry=calls[0], probes=[], interrupts=[])
+    made = sum(1 for _ in calls[0].walk())
+    return Again(
+        executed,
+        Watched(hits, frozenset(branches), source="executed"),
+        run.outcome.instructions,
+        f"settled by executing the call again offline ({run.outcome.instructions} instructions, "
+        f"{made} calls): its result and its traced calls are the recorded ones",
+    )
+
+
+def _calls(history: History, code: Code) -> list[Call]:
+    """The executed calls by frame number; times are steps."""
+    out: list[Call] = []
+    for frame in history.all_frames:
+        before = history.insn(frame.by) if frame.by >= 0 else None
+        site = before.end if before is not None and not frame.tail else None
+        call = Call(frame.entry, site, frame.by + 1, tail=frame.tail)
+        if not code.traceable(frame.entry):
+            call.kind = "implicit"
+        out.append(call)
+    for frame, call in zip(history.all_frames, out, strict=True):
+        call.children = [out[called.frame] for called in frame.calls]
+    return out

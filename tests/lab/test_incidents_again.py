@@ -1,0 +1,87 @@
+"""What one recording leaves open is settled by executing the call again, or by nothing."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.lab.desk import kwhy, truth_series
+from tests.lab.judge import judge
+from tests.lab.test_incidents import explain
+
+from kwhy import lab
+from kwhy.case.casefile import CaseFile
+from kwhy.diagnose.again import Again, Refused, execute
+from kwhy.diagnose.rounds import open_session
+from kwhy.lab.incidents import INCIDENTS
+from kwhy.record.model import Call, SyscallRecord
+from kwhy.record.rank import rank
+
+OPEN = ("pipe_again", "mprotect_nomem")
+"""Incidents whose recording fits several conditions."""
+
+Saved = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def saved(
+    guests: Callable[[str], lab.Guest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Saved]:
+    """``saved("pipe_again")``: the case of an incident, explained live on 6.12; asked for once."""
+    cases: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("again")
+
+    def case(name: str) -> Path:
+        if name not in cases:
+            cases[name] = folder / f"{name}.kwhy"
+            incident = INCIDENTS[name]
+            outcome = explain(guests("6.12"), incident, "--save", str(cases[name]))
+            assert outcome.status == 0, outcome.out + outcome.err
+            verdict = outcome.verdict
+            assert judge(verdict, incident, truth_series("6.12"), lines=True).word == "right"
+            assert verdict["confidence"] == "observed"
+            assert verdict["evidence"]["emulated"] > 0
+            assert any("executing the call again" in note for note in verdict["evidence"]["notes"])
+            assert "executed" in [o["source"] for o in verdict["conditions"][-1]["operands"]]
+            again = kwhy("explain", str(cases[name]), "--json")
+            assert verdict == again.verdict
+        return cases[name]
+
+    yield case
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
+    """Right and observed, its values from the execution; the case alone tells the same."""
+    assert saved(name).is_file()
+
+
+def without(call: Call, victim: Call) -> Call:
+    """The tree of a call with one call cut out."""
+    children = [without(child, victim) for child in call.children if child is not victim]
+    return replace(call, children=children)
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, name: str) -> None:
+    """With one call cut out of the recording, one put in, or another result, it is refused."""
+    session = open_session(CaseFile(saved(name)))
+    recording = session.recording(0)
+    record = recording.syscall(rank(recording, errno=INCIDENTS[name].errno)[0].index)
+    assert record.entry is not None
+
+    def refused(altered: SyscallRecord) -> bool:
+        found = execute(session.kernel, session.code, altered, [])
+        assert isinstance(found, Again | Refused)
+        return isinstance(found, Refused) and "does not count" in found.note
+
+    assert not refused(record)
+    assert refused(replace(record, ret=record.ret - 1))
+    calls = [call for call in record.entry.walk() if call is not record.entry]
+    leaf = next(call for call in reversed(calls) if call.kind == "traced" and not call.children)
+    assert refused(replace(record, entry=without(record.entry, leaf)))
+    twice = deepcopy(record)
+    assert twice.entry is not None
+    twice.entry.children.append(replace(leaf, children=[]))
+    assert refused(twice)
