@@ -94,10 +94,13 @@ def enter(
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
     scene = caller.scene(detail)
     scene.turn_back(record.enter)
-    machine = scene.machine
     if sights is not None:
-        names = (*GENERAL, arch.FLAGS)
-        machine.watch(watch, lambda at: sights.append(Sight(at, {n: machine.get(n) for n in names})))
+        get = scene.machine.get
+
+        def note(address: int) -> None:
+            sights.append(Sight(address, {name: get(name) for name in (*GENERAL, arch.FLAGS)}))
+
+        scene.machine.watch(watch, note)
     arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
     return run(caller, scene, face, arguments, limit=limit)
 
