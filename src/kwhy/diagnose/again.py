@@ -99,8 +99,7 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
     hits: dict[int, list[tuple[int, Hit]]] = {}
     for step, sight in run.sights:
         call = calls[run.history.frame_at[step]]
-        values = {("flags" if k == "rflags" else k): v for k, v in sight.registers.items()}
-        hits.setdefault(id(call), []).append((step, Hit(sight.address, values)))
+        hits.setdefault(id(call), []).append((step, Hit(sight.address, sight.registers)))
     executed = replace(record, calls=[calls[0]], entry=calls[0], probes=[], interrupts=[])
     made = sum(1 for _ in calls[0].walk())
     return Again(

@@ -98,7 +98,8 @@ def enter(
         get = scene.machine.get
 
         def note(address: int) -> None:
-            sights.append(Sight(address, {name: get(name) for name in (*GENERAL, arch.FLAGS)}))
+            registers = {name: get(name) for name in GENERAL}
+            sights.append(Sight(address, {**registers, "flags": get(arch.FLAGS)}))
 
         scene.machine.watch(watch, note)
     arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
