@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 from kwhy.diagnose.analysis import Watched
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
-from kwhy.emulate.replay import enter, returned
-from kwhy.errors import KwhyError
+from kwhy.emulate.replay import enter
+from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Hit
 from kwhy.kernel.model import Kernel
@@ -64,7 +64,7 @@ def execute(
 ) -> Again | Refused:
     """Execute a recorded call again, watching the branches at these addresses."""
     try:
-        caller = Caller(kernel, task=record.tid)
+        caller = _caller(kernel, record)
         if isinstance(kernel.evidence, Moving):
             _settle(caller, record, kernel.evidence)
         run = replay(caller, record, code, watch=branches)
@@ -77,6 +77,16 @@ def execute(
     return _accepted(record, run, code, branches)
 
 
+def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
+    """As the thread that made the call; if it is gone, as the process's first, which is kept."""
+    try:
+        return Caller(kernel, task=record.tid)
+    except UsageError:
+        if record.tid == record.pid:
+            raise
+        return Caller(kernel, task=record.pid)
+
+
 def _settle(caller: Caller, record: SyscallRecord, evidence: Moving) -> None:
     """Read memory until all that the call needs is of one moment, or the patience is at its end.
 
@@ -87,9 +97,8 @@ def _settle(caller: Caller, record: SyscallRecord, evidence: Moving) -> None:
     end = time.monotonic() + PATIENCE
     for _ in range(ATTEMPTS):
         known = len(evidence.pages)
-        outcome = enter(caller, record)
-        complete = len(evidence.pages) == known
-        if (complete and returned(outcome) == record.ret) or time.monotonic() > end:
+        enter(caller, record)
+        if len(evidence.pages) == known or time.monotonic() > end:
             break
         reread(caller.kernel)
 
