@@ -62,7 +62,8 @@ class Replay:
     @property
     def ret(self) -> int | None:
         """The returned value, signed; None when it did not come to its end."""
-        return returned(self.outcome)
+        result = self.outcome.result
+        return None if result is None else int(result.value_())
 
     @property
     def agrees(self) -> bool:
@@ -104,11 +105,6 @@ def enter(
         scene.machine.watch(watch, note)
     arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
     return run(caller, scene, face, arguments, limit=limit)
-
-
-def returned(outcome: Outcome) -> int | None:
-    """The value that a call returned, signed; None when it did not come to its end."""
-    return None if outcome.result is None else int(outcome.result.value_())
 
 
 def replay(
