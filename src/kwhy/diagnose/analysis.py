@@ -278,8 +278,8 @@ def renamed(analysis: Analysis, finding: Finding, edge: tuple[Node, Decision]) -
 def _facts_after(node: Node, decision: Decision) -> Any:
     for child, made in node.after:
         if made is decision:
-            return child.state.facts
-    return node.state.facts
+            return child.state.witnessed
+    return node.state.witnessed
 
 
 def _one_error(tracer: Tracer, call: Call, term: Any, facts: Any) -> int | None:

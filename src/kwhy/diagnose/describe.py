@@ -173,7 +173,8 @@ class Describer:
         if decision.condition is None:
             return ()
         _, a, b, size = oriented(decision.condition, decision.taken)
-        facts = next((c.state.facts for c, d in node.after if d is decision), node.state.facts)
+        after = next((child for child, made in node.after if made is decision), node)
+        facts = after.state.witnessed
         if decision.kind == "computed":
             facts = assume(facts, *decision.condition) or facts
         probed = decision.address in finding.frame.explorer.probed
@@ -191,7 +192,7 @@ class Describer:
             text, _ = self.words.name(term)
             if not readable(text):
                 continue
-            before = known(term, node.state.facts) is not None
+            before = known(term, node.state.witnessed) is not None
             value = self.words.known(term, facts, size)
             narrowed = self._by_callee(term, facts, size) if value in (None, "not 0") else None
             value = narrowed or value

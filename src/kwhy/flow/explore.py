@@ -289,7 +289,7 @@ class Explorer:
         state = node.state
         live = self.function.live.get(node.segment.start, frozenset())
         state.registers = {r: v for r, v in state.registers.items() if r in live}
-        if not state.facts:
+        if not state.facts and not state.seen:
             return
         used: set[Any] = set()
         for value in state.registers.values():
@@ -311,9 +311,8 @@ class Explorer:
                 isinstance(inner, tuple) and inner[0] == "ret" and isinstance(inner[2], int)
             )
 
-        kept = {k: v for k, v in state.facts.items() if isinstance(k, tuple) and wanted(k)}
-        if len(kept) != len(state.facts):
-            state.facts = kept
+        state.facts = _kept(state.facts, wanted)
+        state.seen = _kept(state.seen, wanted)
 
     def _key(self, node: Node) -> Any:
         live = self.function.live.get(node.segment.start, frozenset())
@@ -342,6 +341,7 @@ class Explorer:
             else:
                 del state.memory[base]
         state.facts = {k: v for k, v in state.facts.items() if other.facts.get(k) == v}
+        state.seen = {k: v for k, v in state.seen.items() if other.seen.get(k) == v}
         if state.flags != other.flags:
             state.flags = NO_FLAGS
         state.epoch = ("loop", place)
@@ -394,7 +394,9 @@ class Explorer:
             for taken in (True, False):
                 if forced is not None and taken != forced:
                     continue
-                facts = assuming(state, condition, not taken)
+                facts = assuming(state.facts, condition, not taken)
+                if good is not None and assuming(state.witnessed, condition, not taken) is None:
+                    continue
                 if facts is None and what_if:
                     facts = self._otherwise(state, condition, not taken)
                 if facts is None:
@@ -428,6 +430,8 @@ class Explorer:
             index = evaluate(state, segment.index, place)
             for value, start in segment.table:
                 facts = assume(state.facts, "eq", index, value, 8)
+                if good is not None and assume(state.witnessed, "eq", index, value, 8) is None:
+                    continue
                 if facts is None and what_if and by_argument(index):
                     facts = state.facts
                 if facts is None:
@@ -482,9 +486,7 @@ class Explorer:
         tested = {k: v for k, v in state.facts.items() if not self._is_judged(k, v)}
         if len(tested) == len(state.facts):
             return None
-        looser = state.copy()
-        looser.facts = tested
-        return assuming(looser, condition, inverse)
+        return assuming(tested, condition, inverse)
 
     def _is_judged(self, key: Any, spans: Any) -> bool:
         """Whether a fact is just what an observed callee can have returned."""
@@ -499,10 +501,10 @@ class Explorer:
         for name, value in hit.values.items():
             term = state.registers.get(name)
             if term is not None:
-                facts = assume(state.facts, "eq", term, value, 8)
-                if facts is None:
+                seen = assume(state.seen, "eq", term, value, 8)
+                if seen is None or assume(state.facts, "eq", term, value, 8) is None:
                     return False
-                state.facts = facts
+                state.seen = seen
         return True
 
     def _call(self, state: State, segment: Segment, seen: int, after: int) -> None:
@@ -554,6 +556,11 @@ def is_error(value: Term) -> bool:
     return isinstance(value, int) and (
         0 < (1 << 64) - value <= 4095 or 0 < (1 << 32) - value <= 4095
     )
+
+
+def _kept(facts: Facts, wanted: Callable[[Any], bool]) -> Facts:
+    kept = {k: v for k, v in facts.items() if isinstance(k, tuple) and wanted(k)}
+    return kept if len(kept) != len(facts) else facts
 
 
 def entry_state(

@@ -271,7 +271,7 @@ class Tracer:
             spans: set[tuple[int, int]] = set()
             for node in exploration.returns:
                 assert node.leaving is not None and node.result is not None
-                spans |= set(domain(low(size, node.result), node.leaving.facts))
+                spans |= set(domain(low(size, node.result), node.leaving.witnessed))
             merged = _merge(spans)
             if merged != ((0, mask(size)),):
                 out[size] = merged
@@ -301,7 +301,7 @@ class Tracer:
         )
         for node in exploration.returns:
             assert node.leaving is not None and node.result is not None
-            if assume(node.leaving.facts, "eq", node.result, goal, size) is not None:
+            if assume(node.leaving.witnessed, "eq", node.result, goal, size) is not None:
                 frame.accepting.append(node)
         groups: dict[Any, list[Node]] = {}
         for node in frame.accepting:
@@ -341,7 +341,7 @@ class Tracer:
             if isinstance(base, tuple) and base[0] == "init" and base[2] == self.arch.stack:
                 return ("written", inner[1], inner[2], inner[3])
             return ("memory", inner)
-        if known(low(4, term), state.facts) is not None:
+        if known(low(4, term), state.witnessed) is not None:
             return ("constant",)
         if inner[0] == "init":
             return ("argument", inner)
@@ -368,7 +368,7 @@ class Tracer:
     def _held(self, frame: Frame, node: Node) -> list[int]:
         """The observed callees whose results are known to be the wanted error at a return."""
         assert node.leaving is not None
-        facts = node.leaving.facts
+        facts = node.leaving.witnessed
         terms = {key[2] if key[0] == "low" else key for key in facts}
         return [
             term[2]
@@ -394,7 +394,7 @@ class Tracer:
             item = frame.explorer.observed[part[2]]
             if not isinstance(item, Callee) or item.tag is None or not self._may_be_error(item):
                 continue
-            seen = domain(low(4, part), ahead.state.facts)
+            seen = domain(low(4, part), ahead.state.witnessed)
             judged = self.returned(item.tag).get(4, seen)
             found.add(part[2] if meet(seen, judged) == want else None)
         return found or {None}
@@ -451,7 +451,7 @@ class Tracer:
                 value = state.registers.get(register) if state is not None else None
                 if state is None or value is None:
                     continue
-                if assume(state.facts, "eq", value, frame.want & mask(4), 4) is not None:
+                if assume(state.witnessed, "eq", value, frame.want & mask(4), 4) is not None:
                     groups.setdefault(self._source(above, state, value), []).append(caller)
         out: list[Finding] = []
         for source, callers in groups.items():
@@ -525,6 +525,9 @@ class Tracer:
         entry.facts = {
             k: v for k, v in first.facts.items() if all(s.facts.get(k) == v for s in states)
         }
+        entry.seen = {
+            k: v for k, v in first.seen.items() if all(s.seen.get(k) == v for s in states)
+        }
         return entry
 
     def _writer(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
@@ -571,7 +574,7 @@ class Tracer:
             cell = node.leaving.memory.get(base, EMPTY).get(offset)
             if cell is None:
                 continue
-            if assume(node.leaving.facts, "eq", cell[1], goal, min(size, 4)) is None:
+            if assume(node.leaving.witnessed, "eq", cell[1], goal, min(size, 4)) is None:
                 continue
             kind = self._source(below, node.leaving, cell[1])
             if kind[0] == "constant":
@@ -613,12 +616,12 @@ def _by_truth(term: Term, state: State, want: int) -> tuple[Term, int] | None:
     """The truth value that a result is computed from, and which of the two gives ``want``."""
     for part in parts(term):
         truth = low(1, part)
-        if part[0] != "ret" or any(hi > 1 for _, hi in domain(truth, state.facts)):
+        if part[0] != "ret" or any(hi > 1 for _, hi in domain(truth, state.witnessed)):
             continue
         giving = [
             value
             for value in (0, 1)
-            if assume(state.facts, "eq", truth, value, 1) is not None
+            if assume(state.witnessed, "eq", truth, value, 1) is not None
             and low(4, replaced(term, part, value)) == want & mask(4)
         ]
         if len(giving) == 1:

@@ -1,7 +1,8 @@
 """The symbolic state of one frame, and what an instruction does to it."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from kwhy.flow.ir import INVERSE, Effect, Expr
@@ -49,7 +50,8 @@ class State:
 
     ``memory`` maps a base term to byte offsets, each with size and value; ``epoch`` names the last
     event that may have changed memory nobody here wrote. ``dead``: the path got here only by
-    following a pointer that it had found to be NULL.
+    following a pointer that it had found to be NULL. ``facts`` are what the path has tested,
+    ``seen`` the values that hits have shown on it.
     """
 
     frame: int
@@ -59,6 +61,12 @@ class State:
     flags: Flags = NO_FLAGS
     epoch: Any = 0
     dead: bool = False
+    seen: Facts = field(default_factory=dict)
+
+    @property
+    def witnessed(self) -> Facts:
+        """The facts, and the values that hits have shown."""
+        return {**self.facts, **self.seen} if self.seen else self.facts
 
     def copy(self) -> "State":
         """A state to go on with that shares nothing mutable with this one."""
@@ -69,6 +77,7 @@ class State:
             self.facts,
             self.flags,
             self.epoch,
+            seen=self.seen,
         )
 
     def key(self, live: frozenset[str]) -> Any:
@@ -77,6 +86,7 @@ class State:
             frozenset((r, v) for r, v in self.registers.items() if r in live),
             frozenset((base, cells.key()) for base, cells in self.memory.items() if cells),
             frozenset(self.facts.items()),
+            frozenset(self.seen.items()),
             self.flags if "flags" in live else None,
             self.epoch,
         )
@@ -219,9 +229,13 @@ def _renew(state: State, place: Any) -> None:
                 )
                 for offset, (size, value) in cells.items()
             )
-    old = [key for key in state.facts if stale(key)]
-    if old:
-        state.facts = {k: v for k, v in state.facts.items() if k not in old}
+    state.facts = _without(stale, state.facts)
+    state.seen = _without(stale, state.seen)
+
+
+def _without(stale: Callable[[Any], bool], facts: Facts) -> Facts:
+    old = [key for key in facts if stale(key)]
+    return {k: v for k, v in facts.items() if k not in old} if old else facts
 
 
 def apply(state: State, effects: tuple[Effect, ...], place: Any) -> None:
@@ -344,11 +358,11 @@ def decide(flags: Flags, condition: str) -> Condition | None:
     return None
 
 
-def assuming(state: State, condition: Condition | None, inverse: bool) -> Facts | None:
+def assuming(facts: Facts, condition: Condition | None, inverse: bool) -> Facts | None:
     """The facts if a condition holds (or, ``inverse``, does not); None if that cannot be."""
     if condition is None:
-        return state.facts
+        return facts
     op, a, b, size = condition
     if inverse:
         op = INVERSE[op]
-    return assume(state.facts, op, a, b, size)
+    return assume(facts, op, a, b, size)
