@@ -19,7 +19,8 @@ STEPS = ["write", "write", "consume", "write", "consume", "discard", "consume"]
 
 def test_old_bug_is_found_set_off_and_explained() -> None:
     """The fixed kernel has no bad state; with the bug the shortest sequence is found, and done from
-    user space it leaves a reader in the loop that kwhy spin explains down to the stale index."""
+    user space it leaves a reader in the loop that kwhy spin explains down to the stale index; and
+    what it tells of ending the loop ends it."""
     settings = {"cpus": SETTINGS.cpus, "append": SETTINGS.append}
     with own_guest("6.12", "ring", **settings) as guest:
         model = str(MODELS / "ring_buffer.py")
@@ -33,11 +34,17 @@ def test_old_bug_is_found_set_off_and_explained() -> None:
         with lab.open_link(guest, probe=False) as link:
             tid = ring.detonate(link, found.verdict["path"])
         answer = spin(guest, tid, "--deep").verdict
+        trace = f"{ring.ROOT}instances/{ring.INSTANCE}/trace"
+        with lab.open_link(guest, probe=False) as link:
+            assert 0 == run_in(link, "sh", "-c", f"echo > {trace}")[0]
+        after = spin(guest, tid).verdict
     assert ("endless", "observed") == (answer["state"], answer["confidence"])
     assert "tracing_read_pipe" == answer["loop"]["function"]
     assert "trace_empty" in answer["contradiction"]
     decisive = [c for each in answer["deep"] if each["agrees"] for c in each["because"]]
     values = {o["expr"]: o["value"] for c in decisive for o in c["operands"]}
+    assert "truncating the trace file" in answer["recovery"][0]
+    assert "asleep" == after["state"]
     assert "4080" == values.get("rb_set_head_page()->read"), values
 
 

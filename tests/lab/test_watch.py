@@ -4,44 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.desk import kwhy, own_guest, run_in
+from tests.lab.desk import kwhy, own_guest
 
 from kwhy import lab
 from kwhy.case.casefile import CaseFile
-from kwhy.lab.spins import SETTINGS
+from kwhy.lab.spins import SETTINGS, ring
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-#: Two pages and the reader's; a call to getppid() reserves an event and discards it (see ring.py).
-ARM = """set -e
-cd /sys/kernel/tracing
-echo 'p:bomb __x64_sys_getppid' >> kprobe_events
-echo 0 > tracing_on
-echo 4 > buffer_size_kb
-echo '__probe_ip == 0' > events/kprobes/bomb/filter
-echo 'hist:keys=common_pid:ts0=common_timestamp.usecs if __probe_ip == 0' \
- > events/kprobes/bomb/trigger
-echo 1 > events/kprobes/bomb/enable
-echo > trace
-echo 1 > tracing_on
-"""
-STEP = """import os, sys
-root = "/sys/kernel/tracing/"
-
-def fill():
-    with open(root + "trace_marker", "wb", 0) as marker:
-        marker.write(b"x" * 4038)
-
-def read():
-    pipe = os.open(root + "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
-    os.read(pipe, 4000)
-    os.read(pipe, 4000)
-
-def discard():
-    os.getppid()
-
-globals()[sys.argv[1]]()
-"""
 FULL = 4064  # bytes of a page that one such event fills
 
 
@@ -53,12 +23,12 @@ def test_page_states_of_the_ring_buffer(tmp_path: Path) -> None:
     """Filled, read, wrapped around and discarded: which page is head, commit, tail and reader, and
     the write, commit and read of each; from the live guest and again from the case."""
     program, case = tmp_path / "step.py", tmp_path / "it.kwhy"
-    program.write_text(STEP)
-    names = ["fill", "read", "fill", "fill", "fill", "read", "discard"]
+    program.write_text(ring.STEP)
+    names = ["write", "consume", "write", "write", "write", "consume", "discard"]
     words = " --- ".join(f"python3 step.py {name}" for name in names).split()
     with own_guest("6.12", "watch", cpus=SETTINGS.cpus, append=SETTINGS.append) as guest:
         with lab.open_link(guest) as link:
-            assert (0, "") == run_in(link, "sh", "-c", ARM)[::2]
+            ring.arm(link)
         answer = kwhy(
             "watch", "*global_trace.array_buffer.buffer->buffers[1]", "--lab", guest.name,
             "--pin", "1", "--put", f"{program}:step.py", "--json", "--save", str(case),

@@ -12,6 +12,7 @@ TICK = 0.02  # s between two looks at the rings
 MAX_EVENTS = 64
 MAX_BYTES = 4 << 20  # of samples of one event
 MAX_CPUS = 64  # that a thread may wander over while it is watched
+DEAF = 1.5  # s without any interrupt that make a processor deaf; a tickless one has one a second
 
 
 def thread(tid: int) -> Dict[str, Any]:
@@ -108,7 +109,8 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
     ``events``: per event how many records the thread had, how many were lost, or an ``error``;
     ``before`` and ``after``: the thread, null once it has gone; ``maps`` of its process; with
     ``others``, ``running``: the threads of other processors that were runnable both at the start
-    and at the end. An event that the kernel refuses does not spoil the others.
+    and at the end. An event that the kernel refuses does not spoil the others. ``deaf``: the
+    thread's processor takes no interrupts, so that no event was tried there.
     """
     tid = int(params["tid"])
     wanted = params.get("events") or []
@@ -119,8 +121,9 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
     after: Optional[Dict[str, Any]] = before
     watch = Watch(wanted)
     begun = time.monotonic()
+    silent = deaf(before)
     try:
-        end = begun + float(params.get("seconds") or 1.0)
+        end = begun + (0.0 if silent else float(params.get("seconds") or 1.0))
         while after is not None and time.monotonic() < end and not request.stop.is_set():
             request.check()
             if after["cpu"] not in watch.cpus and len(watch.cpus) < MAX_CPUS:
@@ -138,9 +141,40 @@ def sample(request: Request, params: Dict[str, Any]) -> Dict[str, Any]:
         "seconds": round(time.monotonic() - begun, 3),
         "events": watch.results,
         "cpus": watch.cpus,
+        "deaf": silent,
         "maps": _maps(before["pid"]),
         "running": _still(running, before["cpu"]),
     }
+
+
+def deaf(before: Dict[str, Any]) -> bool:
+    """Whether the thread keeps all interrupts off.
+
+    An event is set up on another processor by an interrupt, and who sets it up waits for that with
+    his own processor (smp_call_function_single() in kernel/smp.c).
+    """
+    end = time.monotonic() + DEAF
+    first = interrupts(before["cpu"])
+    now: Optional[Dict[str, Any]] = before
+    while now is not None and now["state"] == "R" and now["cpu"] == before["cpu"]:
+        if interrupts(before["cpu"]) != first or first is None:
+            return False
+        if time.monotonic() > end:
+            return True
+        time.sleep(TICK)
+        now = _thread_or_none(before["tid"])
+    return False
+
+
+def interrupts(cpu: int) -> Optional[int]:
+    """How many interrupts a processor has taken so far, None when that is not told."""
+    lines = tracefs.read_or("/proc/interrupts").splitlines()
+    names = lines[0].split() if lines else []
+    if "CPU%d" % cpu not in names:
+        return None
+    column = 1 + names.index("CPU%d" % cpu)
+    counts = [line.split()[column : column + 1] for line in lines[1:]]
+    return sum(int(count) for each in counts for count in each if count.isdigit())
 
 
 def _thread_or_none(tid: int) -> Optional[Dict[str, Any]]:

@@ -13,7 +13,8 @@ from kwhy.errors import FeatureError, NothingToExplain, UsageError
 if TYPE_CHECKING:
     from kwhy.case.evidence import JSON
     from kwhy.case.live import LiveEvidence
-    from kwhy.diagnose.spin_watch import Resume, Run, Take
+    from kwhy.diagnose.spin_watch import Run, Take
+    from kwhy.emulate.call import Caller
     from kwhy.kernel.model import Kernel
     from kwhy.link import Link
     from kwhy.record.samples import Sample
@@ -63,6 +64,7 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
     """Ask the live target. Raises NothingToExplain when there is no such thread."""
     from kwhy.case.live import LiveEvidence
     from kwhy.diagnose import spin
+    from kwhy.diagnose.spin_watch import Live
     from kwhy.kernel.model import open_kernel
 
     say = teller(args)
@@ -76,9 +78,10 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
     def peek(address: int, size: int) -> bytes | None:
         return link.read_memory([(address, size)])[0]
 
+    offline = _Offline(evidence, kernel, tid)
     run = _runner(evidence, args, tid) if args.deep else None
-    take, resume = _taker(link, tid, say), _resumer(evidence, kernel, tid)
-    return spin.explain(evidence, kernel, take, peek, run, resume), evidence
+    live = Live(_taker(link, tid, say), peek, offline.resume, offline.decide, run)
+    return spin.explain(evidence, kernel, live), evidence
 
 
 def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Run":
@@ -97,16 +100,30 @@ def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Ru
     return run
 
 
-def _resumer(evidence: "LiveEvidence", kernel: "Kernel", tid: int) -> "Resume":
-    """Goes on with that thread offline, each time on a fresh reading of the memory."""
+class _Offline:
+    """That thread's code, executed offline, each time on a fresh reading of the memory."""
 
-    def resume(start: "Sample", addresses: Sequence[int]) -> "JSON":
+    def __init__(self, evidence: "LiveEvidence", kernel: "Kernel", tid: int) -> None:
+        from kwhy import arch
+        from kwhy.flow.cfg import Code
+
+        self.evidence, self.kernel, self.tid = evidence, kernel, tid
+        self.code = Code(kernel, arch.of(kernel.arch))
+        self.callers: dict[int, Caller] = {}
+
+    def _caller(self, cpu: int) -> "Caller":
         from kwhy.cli.connect import read_again
         from kwhy.emulate.call import Caller
+
+        if cpu not in self.callers:
+            self.callers[cpu] = Caller(self.kernel, cpu, self.tid)
+        return self.callers[cpu].on(read_again(self.evidence))
+
+    def resume(self, start: "Sample", addresses: Sequence[int]) -> "JSON":
+        """Go on from a sample."""
         from kwhy.emulate.resume import resume
 
-        caller = Caller(kernel, start.cpu, tid).on(read_again(evidence))
-        found = resume(caller, start.registers, addresses)
+        found = resume(self._caller(start.cpu), start.registers, addresses)
         return {
             "end": found.end.kind,
             "why": found.end.reason,
@@ -114,7 +131,19 @@ def _resumer(evidence: "LiveEvidence", kernel: "Kernel", tid: int) -> "Resume":
             "passed": {str(at): [{**each} for each in some] for at, some in found.passed.items()},
         }
 
-    return resume
+    def decide(self, call: "Sample", site: int) -> "JSON":
+        """Make the call that a sample is at."""
+        from kwhy.emulate.resume import answer
+
+        found = answer(self._caller(call.cpu), self.code, call.registers, site)
+        return {
+            "end": found.end.kind,
+            "why": found.end.reason,
+            "result": found.result,
+            "reads": {str(at): [*each] for at, each in found.reads.items()},
+            "inputs": [*sorted(found.inputs)],
+            "clock": found.clock,
+        }
 
 
 def _choose(link: "Link", number: int) -> tuple[int, str | None]:

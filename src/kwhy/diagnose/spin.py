@@ -11,20 +11,12 @@ from kwhy.diagnose.spin_end import Ending, ending
 from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
+from kwhy.diagnose.spin_recover import recoveries
 from kwhy.diagnose.spin_safe import forbidden
-from kwhy.diagnose.spin_watch import (
-    STARTS,
-    Keeper,
-    Look,
-    Peek,
-    Resume,
-    Run,
-    Seen,
-    Take,
-    Watcher,
-)
-from kwhy.errors import FeatureError, NothingToExplain
+from kwhy.diagnose.spin_watch import STARTS, Keeper, Live, Look, Seen, Watcher
+from kwhy.errors import FeatureError
 from kwhy.flow.cfg import Code
+from kwhy.flow.loops import loops
 from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
 from kwhy.verdict.common import Evidence as Account
@@ -54,31 +46,21 @@ class Case:
         return replace(self.base, evidence=replace(self.base.evidence, notes=notes), **parts)
 
 
-def explain(
-    evidence: Keeper,
-    kernel: Kernel,
-    take: Take | None = None,
-    peek: Peek | None = None,
-    run: Run | None = None,
-    resume: Resume | None = None,
-) -> Spin:
-    """The answer about the thread that the question names; ``take`` and those after it when it
-    lives.
+def explain(evidence: Keeper, kernel: Kernel, live: Live | None = None) -> Spin:
+    """The answer about the thread that the question names; ``live`` when it can be asked.
 
     Raises FeatureError where sampling is forbidden, NothingToExplain when there is nobody to watch.
     """
     arch = architectures.of(kernel.arch)
     question = evidence.facts.question
     seconds = float(str(question.get("seconds") or 3.0))
-    watcher = Watcher(evidence, arch.sample_registers, take, peek, run, resume)
+    watcher = Watcher(evidence, arch.sample_registers, live)
     look = watcher.clock(PERIOD, seconds / 2)
     seen = look.seen[0]
     if seen.error is not None:
         raise FeatureError(f"the thread cannot be sampled: {seen.error}", "perf_events")
     base = _base(kernel, look, seen, question)
     case = Case(kernel, Code(kernel, arch), watcher, base)
-    if look.after is None:
-        raise NothingToExplain(f"thread {base.thread.tid} ended while it was watched")
     if not seen.samples:
         return _unseen(case, look)
     inside = [sample for sample in seen.samples if not sample.user]
@@ -89,7 +71,8 @@ def explain(
     if len(own) < (1 - MOST) * len(inside):
         return _interrupts(case, on_top)
     watcher.forbidden = forbidden(kernel, case.code, watcher, look)
-    watcher.starts = own[:: -(-len(own) // STARTS)]
+    fit = [sample for sample in own if sample.chain] or own
+    watcher.starts = fit[:: -(-len(fit) // STARTS)]
     return _in_kernel(case, look, own)
 
 
@@ -123,6 +106,17 @@ def _who(case: Case) -> str:
 def _unseen(case: Case, look: Look) -> Spin:
     assert look.after is not None
     state = str(look.after["state"])
+    if look.deaf:
+        return case.answer(
+            summary=f"{_who(case)} keeps interrupts off all the time: processor "
+            f"{look.before['cpu']} takes none, so nothing can be seen of it",
+            confidence="observed",
+            state="unknown",
+            advice=(
+                "what needs that processor's answer hangs too; a crash dump, or the hardlockup "
+                "detector's report in the kernel log, tells where it is",
+            ),
+        )
     if state == "R":
         return case.answer(
             summary=f"{_who(case)} is running, yet no sample of it came: it waits for a processor, "
@@ -277,6 +271,8 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
     loop = _loop(case, watched, entry)
     branches = spin_words.branches(kernel, watched)
     state, confidence = _judge(watched, loop, end)
+    if state == "looping" and end.left_in is not None:
+        case.notes.append(f"of this loop {end.left_in}, but a loop around it may begin it again")
     summary, when = _sentence(case, loop, end, state, branches)
     calls = spin_words.calls(kernel, case.code, arch, watched, end.calls)
     yields = [call.function for call in calls if "cond_resched" in call.function]
@@ -301,6 +297,7 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
         operands=tuple(end.operands),
         stack=stack,
         ends_when=when,
+        recovery=recoveries([frame.function for frame in stack], branches),
         look=tuple(f"kwhy call '{question.text}' --why" for question in asked),
         deep=tuple(deep),
         contradiction=contradiction(deep),
@@ -312,7 +309,8 @@ def _judge(watched: Watched, loop: Loop, end: Ending) -> tuple[State, Any]:
     """The state, and how sure it is. Endless only if the loop was seen to stay and cannot end."""
     proven = loop.head_hits and loop.entry_hits == 0 and loop.exit_hits in (0, None)
     if end.left_in is not None:
-        return "slow", "observed" if proven else "deduced"
+        nested = any(watched.loop.body < each.body for each in loops(watched.function))
+        return ("looping", "unknown") if nested else ("slow", "observed" if proven else "deduced")
     if watched.left():
         return "looping", "unknown"
     if end.constant and watched.stayed():
@@ -342,8 +340,10 @@ def _sentence(
         )
         because = f": {why}" if why else ": it has no way out"
         return f"{_who(case)} is in an endless loop in {where}{because}", when
+    moving = [each.expr for each in end.operands if each.how in ("counter", "varying")]
+    hangs = f": it hangs on {', '.join(moving[:3])}, which changes" if moving else ""
     return (
         f"{_who(case)} was not seen to leave the loop in {where}; whether it ever will is not "
-        "known",
+        f"known{hangs}",
         when,
     )

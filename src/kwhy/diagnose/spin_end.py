@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from kwhy.arch import Arch
 from kwhy.diagnose import spin_words
+from kwhy.diagnose.spin_behind import look_behind
 from kwhy.diagnose.spin_loop import (
     Values,
     Watched,
@@ -63,10 +64,11 @@ def ending(
     sure = _memory(kernel, watcher, loads, out) and sure
     for result in sorted({r for _, s in turns for r in s.results}, key=lambda r: r.site):
         out.calls.add(result.site)
-        sure = _result(kernel, code, watched, result.site, out) and sure
+        sure = _result(kernel, code, watcher, watched, result.site, out) and sure
     if any(s.unknown for _, s in turns):
         out.notes.append("some instructions on the way to the loop's exits are not modelled")
         sure = False
+    out.operands = list(dict.fromkeys(out.operands))
     moves = moves or any(operand.how in ("counter", "varying") for operand in out.operands)
     out.constant = sure and not moves
     for segment, source in turns:
@@ -124,7 +126,7 @@ def _memory(kernel: Kernel, watcher: Watcher, loads: Sequence[Load], out: Ending
         fixed = values.how == "constant"
         out.operands.append(
             Operand(
-                expr=_place(kernel, address),
+                expr=spin_words.place(kernel, address),
                 value=spin_words.number(values.first) if fixed else "changes",
                 how="constant" if fixed else "varying",
                 source="memory",
@@ -143,26 +145,16 @@ def _address(kernel: Kernel, load: Load, sample: Sample) -> int | None:
     return evaluate(load.address, registers)
 
 
-def _place(kernel: Kernel, address: int) -> str:
-    symbol = kernel.symbols.at(address)
-    if symbol is None:
-        return f"*{address:#x}"
-    inside = address - symbol.address
-    kind = kernel.types.variable(symbol.name)
-    if kind is not None and kernel.types.is_struct(kind):
-        members = kernel.types.member(kind, inside, 1)
-        if members:
-            return f"{symbol.name}.{members[0].path}"
-    return f"{symbol.name}+{inside:#x}" if inside else symbol.name
-
-
-def _result(kernel: Kernel, code: Code, watched: Watched, site: int, out: Ending) -> bool:
+def _result(
+    kernel: Kernel, code: Code, watcher: Watcher, watched: Watched, site: int, out: Ending
+) -> bool:
     segment = next(
         s for s in watched.function.segments.values() if s.kind == "call" and s.last.end == site
     )
     name = spin_words.called(code, watched, segment)
     width = spin_words.result_width(kernel, watched, code.arch, name, site)
-    found = classify(result_values(watched, code.arch, site, width))
+    values = result_values(watched, code.arch, site, width)
+    found = classify(values)
     if found is None:
         return watched.never(site)
     text = spin_words.number(found.first) if found.how == "constant" else found.how
@@ -170,7 +162,16 @@ def _result(kernel: Kernel, code: Code, watched: Watched, site: int, out: Ending
         text = ", ".join(spin_words.number(value) for value in found.distinct[:4])
     source = watched.source(site)
     out.operands.append(Operand(expr=f"{name}()", value=text, how=found.how, source=source))
-    return True
+    if found.how not in ("constant", "cycle"):
+        return True
+    mask = (1 << 8 * width) - 1
+    inside = look_behind(
+        kernel, watcher, segment.last.address, site, lambda result: result & mask in values
+    )
+    out.operands.extend(inside.operands)
+    if inside.missing is not None:
+        out.notes.append(f"what decides in {name}() could not be looked at: {inside.missing}")
+    return inside.missing is None
 
 
 def _left(

@@ -60,7 +60,9 @@ def shared(stacks: Sequence[list[int]]) -> tuple[int, list[list[int]]]:
 
 def places(kernel: Kernel, samples: Sequence[Sample]) -> list[Place]:
     """Frames that may hold the loop: from where the samples part, outwards."""
-    count, stacks = shared([stack(sample) for sample in samples])
+    # The kernel's unwinder has no way out of some code (thunks of indirect calls, say).
+    unwound = [sample for sample in samples if sample.chain] or samples
+    count, stacks = shared([stack(sample) for sample in unwound])
     out = []
     for depth in range(count, -1, -1):
         names = Counter(_function(kernel, each[depth]) for each in stacks if len(each) > depth)
@@ -100,13 +102,13 @@ def stays(
     for start in range(0, len(found), OUTWARD):
         some = found[start : start + OUTWARD]
         addresses = list(dict.fromkeys(place.entry for place in some))
-        counts.update(watcher.breakpoints(addresses, seconds))
+        counts.update(watcher.live_breakpoints(addresses, seconds))
         for index, place in enumerate(some, start):
             seen = counts[place.entry]
             if seen.error is None and not seen.count and not seen.lost:
                 return index, counts
         if start == 0 and all(counts[place.entry].error is not None for place in some):
-            return 0, counts
+            return _offline(watcher, found)
     return None, counts
 
 

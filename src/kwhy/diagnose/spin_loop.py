@@ -71,6 +71,18 @@ class Watched:
             todo.extend(found[start].successors())
         return [found[start] for start in sorted(found)]
 
+    def ways_out(self) -> list[tuple[int, int]]:
+        """The edges that lead from where it goes round to the outside, or to code that it never
+        reached and that leads there."""
+        alive = {segment.start for segment in self.alive()}
+        onward = {at: self.function.segments[at].successors() for at in self.loop.body}
+        escaping = {to for at in onward for to in onward[at] if to not in self.loop.body}
+        while more := {
+            at for at in self.loop.body - alive - escaping if escaping & set(onward[at])
+        }:
+            escaping |= more
+        return [(at, to) for at in sorted(alive) for to in onward[at] if to in escaping]
+
     @property
     def rounds(self) -> list[Sample]:
         """The registers at the loop's head, round by round as far as they were recorded."""
@@ -184,7 +196,7 @@ def never_taken(watched: Watched, segment: Segment) -> bool | None:
 def decisive(watched: Watched, arch: Arch) -> list[tuple[Segment, Sources]]:
     """The turns that lead out of the loop, and what decides each."""
     out = []
-    leaving = {at for at, _ in watched.loop.exits}
+    leaving = {at for at, _ in watched.ways_out()}
     for segment in watched.alive():
         if segment.start in leaving and segment.kind in ("branch", "switch"):
             out.append((segment, sources(watched.function, arch, watched.loop, segment)))

@@ -6,14 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kwhy.case.evidence import JSON, Facts
-from kwhy.errors import UsageError
+from kwhy.errors import NothingToExplain, UsageError
 from kwhy.record.samples import Sample, decode
 from kwhy.verdict.call import CallVerdict
-
-Take = Callable[[list[JSON], float], tuple[dict[str, Any], dict[int, bytes]]]
-"""Watches with events for some seconds: the agent's result, and raw records by event."""
-Peek = Callable[[int, int], bytes | None]
-"""Reads memory as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class Look:
     """One period of watching.
 
     ``before``/``after``: the thread as /proc had it, None: gone; ``running``: other threads that
-    were runnable at both ends.
+    were runnable at both ends; ``deaf``: its processor takes no interrupts.
     """
 
     seen: list[Seen]
@@ -47,6 +42,7 @@ class Look:
     after: dict[str, Any] | None
     maps: list[str]
     running: list[dict[str, Any]]
+    deaf: bool = False
 
     @property
     def ticks(self) -> int | None:
@@ -56,11 +52,31 @@ class Look:
         return int(self.after["system_ticks"]) - int(self.before["system_ticks"])
 
 
-Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
-"""Runs a call offline, on memory as it is now; with the argument registers of what it called."""
+Take = Callable[[list[JSON], float], tuple[dict[str, Any], dict[int, bytes]]]
+"""Watches with events for some seconds: the agent's result, and raw records by event."""
+Peek = Callable[[int, int], bytes | None]
+"""Reads memory as it is now."""
 Resume = Callable[[Sample, Sequence[int]], JSON]
 """Goes on from a sample offline: ``end``; ``counts`` and ``passed`` (registers) by address; ``why``
 it ended."""
+Decide = Callable[[Sample, int], JSON]
+"""Executes offline the call that a sample is at, up to an address: ``end``, ``result``, and what
+decided that: ``reads`` by address, ``inputs`` (registers), ``clock``."""
+Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
+"""Runs a call offline, on memory as it is now; with the argument registers of what it called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What can be asked of a live target; the last three execute offline, on memory as it is now.
+    ``run`` is None when nobody asked for that."""
+
+    take: Take
+    peek: Peek
+    resume: Resume
+    decide: Decide
+    run: Run | None = None
+
 
 STARTS = 12  # samples that may be gone on from
 ENOUGH, AT_LEAST = 3, 2  # of them, that could have gone on further
@@ -78,24 +94,15 @@ class Keeper(Protocol):
 
 
 class Watcher:
-    """Asks the live target, or the case. ``take`` and ``peek`` are None for a case."""
+    """Asks the live target, or the case (``live`` None)."""
 
     def __init__(
-        self,
-        evidence: Keeper,
-        registers: dict[str, int],
-        take: Take | None = None,
-        peek: Peek | None = None,
-        run: Run | None = None,
-        resume: Resume | None = None,
+        self, evidence: Keeper, registers: dict[str, int], live: Live | None = None
     ) -> None:
         self.evidence = evidence
         self.names = sorted(registers, key=lambda name: registers[name])
         self.mask = sum(1 << bit for bit in registers.values())
-        self.take = take
-        self.peek = peek
-        self.run = run
-        self.resume = resume
+        self.live = live
         self.number = 0
         self.forbidden: str | None = None
         self.starts: list[Sample] = []
@@ -116,12 +123,13 @@ class Watcher:
         """
         out = {address: Seen([], 0, 0, self.forbidden) for address in addresses}
         if self.forbidden is None:
-            out = self._breakpoints(addresses, seconds)
+            out = self.live_breakpoints(addresses, seconds)
         missing = [address for address in addresses if out[address].error is not None]
         out.update(self._offline(missing) if missing else {})
         return out
 
-    def _breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
+    def live_breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
+        """The same on the target alone."""
         out: dict[int, Seen] = {}
         for start in range(0, len(addresses), 4):
             batch = list(addresses[start : start + 4])
@@ -143,8 +151,8 @@ class Watcher:
                 break
             key = f"resume/{self.number}"
             self.number += 1
-            if self.resume is not None:
-                self.evidence.facts.extra[key] = self.resume(start, addresses)
+            if self.live is not None:
+                self.evidence.facts.extra[key] = self.live.resume(start, addresses)
             kept: Any = self.evidence.facts.extra.get(key)
             if not isinstance(kept, dict) or kept["end"] not in (*TORN, "bound"):
                 return {}
@@ -169,8 +177,8 @@ class Watcher:
         key = f"peeks/{address:x}+{size}"
         kept = self.evidence.facts.extra.setdefault(key, [])
         assert isinstance(kept, list)
-        if self.peek is not None:
-            data = self.peek(address, size)
+        if self.live is not None:
+            data = self.live.peek(address, size)
             if data is not None and len(data) == size:
                 kept.append(int.from_bytes(data, "little"))
         return [value for value in kept if isinstance(value, int)]
@@ -181,10 +189,11 @@ class Watcher:
         """What a call gives offline, a ``right`` result if one of some attempts gives it; with the
         arguments of each function's last call by it. None if it cannot be made."""
         key = f"inside/{call}"
-        for _ in range(attempts if self.run is not None else 0):
-            assert self.run is not None
+        run = self.live.run if self.live is not None else None
+        for _ in range(attempts if run is not None else 0):
+            assert run is not None
             try:
-                found, entered = self.run(call)
+                found, entered = run(call)
             except UsageError:
                 return None
             self.evidence.facts.extra[key] = {
@@ -198,12 +207,28 @@ class Watcher:
             return None
         return CallVerdict.from_json(kept["verdict"]), kept["entered"]
 
+    def decided(
+        self, calls: Sequence[Sample], site: int, right: Callable[[int], bool]
+    ) -> list[tuple[Sample, Any]]:
+        """What decides a call's result: each of ``calls`` (samples at its instruction) made offline
+        on memory of its own moment, as far as it comes to ``site`` with a ``right`` result."""
+        out = []
+        for call in calls:
+            key = f"decide/{self.number}"
+            self.number += 1
+            if self.live is not None:
+                self.evidence.facts.extra[key] = self.live.decide(call, site)
+            kept: Any = self.evidence.facts.extra.get(key)
+            if isinstance(kept, dict) and kept["end"] == "returned" and right(kept["result"]):
+                out.append((call, kept))
+        return out
+
     def _look(self, events: list[JSON], seconds: float) -> Look:
         key = f"watch/{self.number}"
         self.number += 1
         asked = json.loads(json.dumps(events))
-        if self.take is not None:
-            result, records = self.take(events, seconds)
+        if self.live is not None:
+            result, records = self.live.take(events, seconds)
             self.evidence.facts.extra[key] = {"asked": asked, "result": result}
             for index, data in records.items():
                 self.evidence.blobs[f"{key}/{index}"] = data
@@ -211,7 +236,10 @@ class Watcher:
         if not isinstance(kept, dict) or kept.get("asked") != asked:
             missing = Seen([], 0, 0, "the case does not hold this")
             return Look([missing] * len(events), 0.0, {}, None, [], [])
-        return self._decode(key, events, kept["result"])
+        look = self._decode(key, events, kept["result"])
+        if look.after is None:
+            raise NothingToExplain(f"thread {look.before['tid']} ended while it was watched")
+        return look
 
     def _decode(self, key: str, events: list[JSON], result: Any) -> Look:
         seen = []
@@ -224,7 +252,7 @@ class Watcher:
             )
         return Look(
             seen, float(result["seconds"]), result["before"], result["after"], result["maps"],
-            result["running"],
+            result["running"], bool(result.get("deaf")),
         )  # fmt: skip
 
 

@@ -24,6 +24,20 @@ def offset(kernel: Kernel, address: int) -> str:
     return f"{symbol.name}+{address - symbol.address:#x}" if symbol else f"{address:#x}"
 
 
+def place(kernel: Kernel, address: int) -> str:
+    """What memory at an address is called: a variable's member, as far as that is known."""
+    symbol = kernel.symbols.at(address)
+    if symbol is None:
+        return f"*{address:#x}"
+    inside = address - symbol.address
+    kind = kernel.types.variable(symbol.name)
+    if kind is not None and kernel.types.is_struct(kind):
+        members = kernel.types.member(kind, inside, 1)
+        if members:
+            return f"{symbol.name}.{members[0].path}"
+    return f"{symbol.name}+{inside:#x}" if inside else symbol.name
+
+
 def _compared(segment: Segment) -> Condition | None:
     """What a branch compares, where that is a register or memory with a number."""
     for insn in reversed(segment.insns):
@@ -63,7 +77,7 @@ def truth(kernel: Kernel, function: Function, segment: Segment, taken: bool, sit
 def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
     """The conditions of the loop that were asked while it was watched."""
     out: dict[tuple[object, ...], Branch] = {}
-    leaving = dict(watched.loop.exits)
+    leaving = dict(watched.ways_out())
     for segment in watched.alive():
         if segment.kind != "branch" or segment.target is None or segment.next is None:
             continue

@@ -155,7 +155,7 @@ class Caller:
         outcome = self.call(text, detail=True)
         track = outcome.scene.machine.track
         out = {}
-        for (address, _), registers in zip(track.blocks, track.registers.values(), strict=False):
+        for (address, _), registers in zip(track.blocks, track.registers.tolist(), strict=True):
             symbol = self.kernel.symbols.at(address)
             if symbol is not None and symbol.address == address:
                 named = dict(zip(GENERAL, registers, strict=True))

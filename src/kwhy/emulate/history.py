@@ -20,7 +20,7 @@ from kwhy.emulate.frames import Back, Called, Frame, Frames
 from kwhy.emulate.machine import GENERAL
 from kwhy.emulate.steps import FLAGS, Steps
 from kwhy.emulate.track import Track
-from kwhy.flow.cfg import Code
+from kwhy.flow.cfg import Code, uses_of
 from kwhy.flow.ir import Expr, Insn
 from kwhy.flow.state import Condition, Flags, decide
 from kwhy.flow.terms import Term, add, binary, mask, signed, sym
@@ -221,6 +221,20 @@ class History:
         _, places = self._used(self.steps_of.insn(step))
         found = {self.maker(name, step) for name in places}
         return tuple(sorted(each for each in found if each is not None))
+
+    def given(self, step: int) -> set[str]:
+        """The registers which a step used as they were at the start; what only stays in the upper
+        part of one is none of its own making."""
+        insn = self.steps_of.insn(step)
+        values, places = self._used(insn)
+        used: set[str] = set()
+        kept: set[str] = set()
+        for effect in (*insn.effects, *insn.otherwise):
+            if effect[0] == "set" and effect[2] < 4:
+                kept.add(effect[1])
+                used |= uses_of(effect[3])
+        names = (values | places) - (kept - used)
+        return {name for name in names if self.maker(name, step) is None}
 
     def asked(self, step: int) -> tuple[int, ...]:
         """The comparison that a branch or conditional move asked."""

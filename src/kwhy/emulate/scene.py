@@ -35,7 +35,8 @@ class KernelScene:
     """Memory and machine of one CPU and one task of a kernel.
 
     ``task`` is the address of a task_struct, None for the CPU's own at the time. ``skipped`` and
-    ``notes`` tell what was left out. Raises FeatureError when the kernel's layout is not known.
+    ``notes`` tell what was left out, ``asked_time`` whether a clock was read. Raises FeatureError
+    when the kernel's layout is not known.
     """
 
     def __init__(self, ground: Ground, cpu: int, task: int | None, detail: bool = False) -> None:
@@ -44,6 +45,7 @@ class KernelScene:
         self.cpu = cpu
         self.skipped: list[str] = []
         self.notes: list[str] = []
+        self.asked_time = False
         self._free = SCRATCH
         self.memory = Memory(self._page)
         self.machine = Machine(self.memory, self, detail)
@@ -202,6 +204,7 @@ class KernelScene:
         if name in limits.STOPS:
             return End("stopped", address, f"{limits.STOPS[name]} ({name}())")
         if name in limits.CLOCKS:
+            self.asked_time = True
             self._leave(machine, self._last_cycle)
         else:
             if name not in self.skipped:

@@ -41,21 +41,31 @@ def decided(history: History, *, deep: bool = False, addresses: bool = False) ->
     return sorted(slicer.found)
 
 
+def behind(history: History) -> set[int]:
+    """All steps that the outermost function's result came from, and what decided that they ran."""
+    slicer = _Slicer(history, addresses=True)
+    made = history.result_step(history.all_frames[0]) if history.steps else None
+    if made is not None:
+        slicer.follow(made)
+    slicer.deepen()
+    return slicer.done
+
+
 class _Slicer:
     def __init__(self, history: History, addresses: bool) -> None:
         self.history = history
         self.addresses = addresses
         self.found: set[int] = set()
-        self._done: set[int] = set()
+        self.done: set[int] = set()
 
     def follow(self, step: int) -> None:
         """The steps whose values flow into that of ``step``, and what decided that they ran."""
         history, todo = self.history, [step]
-        while todo and len(self._done) < MAX_SLICE:
+        while todo and len(self.done) < MAX_SLICE:
             step = todo.pop()
-            if step in self._done or step < 0:
+            if step in self.done or step < 0:
                 continue
-            self._done.add(step)
+            self.done.add(step)
             if step in history.branches:
                 self.found.add(step)
             todo += history.data(step)

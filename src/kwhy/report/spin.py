@@ -27,6 +27,10 @@ def render(answer: Spin, width: int = 80) -> Page:
             _source(page, part, answer.loop)
     if answer.ends_when and answer.state != "lock":
         page.heading("it would end when: ", answer.ends_when)
+    if answer.recovery:
+        page.heading("known to end it:")
+        for text in answer.recovery:
+            page.write((text, "green"), indent=2, hang=4)
     _lock(page, answer)
     _branches(page, answer.branches)
     _depends(page, answer.operands)

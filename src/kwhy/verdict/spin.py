@@ -190,6 +190,8 @@ class Spin:
     lock: Lock | None = field(default=None, metadata=ADDED)
     ends_when: str = field(default="", metadata=ADDED)
     """What would have to change for the loop to end."""
+    recovery: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """What is known to end it without harm: told, never done."""
     advice: tuple[str, ...] = field(default=(), metadata=ADDED)
     look: tuple[str, ...] = field(default=(), metadata=ADDED)
     """Commands that look where samples cannot."""

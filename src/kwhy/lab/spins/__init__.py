@@ -1,7 +1,7 @@
 """Threads that burn a processor inside the kernel in known ways; and the truth about them.
 
-``kwhy_spin.c`` is a module: the thread that writes a :class:`Way`'s name to /proc/kwhy_spin goes
-that way until somebody writes "release" there.
+``kwhy_spin.c`` and ``kwhy_wait.c`` are modules: the thread that writes a :class:`Way`'s name to
+/proc/kwhy_spin or /proc/kwhy_wait goes that way until somebody writes "release" there.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from kwhy.lab.guest import Settings
 
 MODULE = Path(__file__).with_name("kwhy_spin.c")
 CONTROL = "/proc/kwhy_spin"
+WAIT_MODULE = Path(__file__).with_name("kwhy_wait.c")
+WAIT_CONTROL = "/proc/kwhy_wait"
 
 #: Two processors, of which nothing but what is put there runs on the second.
 SETTINGS = Settings(cpus=2, append="isolcpus=1 irqaffinity=0")
@@ -53,4 +55,26 @@ WAYS = (
     Way("circle", "endless", "spin_circle", "list_for_each_entry(item, items, node)", True),
     Way("slow", "slow", "spin_slow", "number < todo", True),
     Way("lock", "lock", "spin_lock_dead"),
+)
+
+#: What never comes, and what only comes late: a loop whose end hangs on the time, on a counter in a
+#: callee or on what is around it must never be called endless.
+WAITS = (
+    Way("eagain", "endless", "wait_eagain", "err == -EAGAIN", True, decides="wait_try"),
+    Way("sequence", "endless", "wait_sequence"),
+    Way("exchange", "endless", "wait_exchange", "cmpxchg(&state->flags, old, new) != old", True),
+    Way("nested", "endless", "wait_nested", "!READ_ONCE(state->done)", True),
+    Way("ready", "endless", "wait_ready", "!(status & 0x80)", True),
+    Way("tail", "endless", "wait_behind", "!READ_ONCE(state->done)", True),
+    Way("indirect", "endless", "wait_indirect", "state->more(state)", True),
+    Way("timeout", "looping", "wait_timeout"),
+    Way("jiffies", "looping", "wait_jiffies"),
+    Way("clock", "looping", "wait_clock"),
+    Way("cycles", "looping", "wait_cycles"),
+    Way("drain", "looping", "wait_drain"),
+    Way("steps", "looping", "wait_steps"),
+    Way("inner", "looping", "wait_inner"),
+    Way("moving", "looping", "wait_moving"),
+    Way("guard", "lock", "wait_write_lock"),
+    Way("masked", "unknown", "wait_masked"),
 )

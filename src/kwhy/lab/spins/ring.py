@@ -16,6 +16,7 @@ from kwhy.link import Link
 
 MODULE = Path(__file__).with_name("kwhy_ring.c")
 INSTANCE = "bomb"
+ROOT = "/sys/kernel/tracing/"
 PID = "/tmp/reader"
 
 _FIELDS = {
@@ -39,27 +40,29 @@ def definitions(types: Types) -> dict[str, int]:
     return out
 
 
-#: Prepares an instance: two pages and the reader's, an event that always fails its filter, and a
+#: The steps of the field report's author, in the words of models/ring_buffer.py.
+INCIDENT = ("write", "write", "consume", "write", "consume", "discard", "consume")
+
+#: Prepares a buffer: two pages and the reader's, an event that always fails its filter, and a
 #: trigger that wants time stamps, without which such an event would not even reach the buffer. The
 #: event has to be one of a call that nobody makes by chance.
-ARM = f"""set -e
+_ARM = """set -e
 cd /sys/kernel/tracing
-echo 'p:{INSTANCE} __x64_sys_getppid' >> kprobe_events
-mkdir -p instances/{INSTANCE}
-cd instances/{INSTANCE}
+echo 'p:bomb __x64_sys_getppid' >> kprobe_events
+cd {place}
 echo 0 > tracing_on
 echo 4 > buffer_size_kb
-echo '__probe_ip == 0' > events/kprobes/{INSTANCE}/filter
+echo '__probe_ip == 0' > events/kprobes/bomb/filter
 echo 'hist:keys=common_pid:ts0=common_timestamp.usecs if __probe_ip == 0' \
- > events/kprobes/{INSTANCE}/trigger
-echo 1 > events/kprobes/{INSTANCE}/enable
+ > events/kprobes/bomb/trigger
+echo 1 > events/kprobes/bomb/enable
 echo > trace
 echo 1 > tracing_on
 """
 
-#: The steps of a sequence, in its order, by one process on one processor; then it reads on.
-DETONATE = f"""import os, sys
-root = "/sys/kernel/tracing/instances/{INSTANCE}/"
+#: One step by each word, in their order, by one process on one processor.
+STEP = """import os, sys
+root = "/sys/kernel/tracing/"
 pipe = os.open(root + "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
 marker = os.open(root + "trace_marker", os.O_WRONLY)
 
@@ -74,8 +77,10 @@ def consume():
     os.read(pipe, 4000)  # the rest of its line
 
 for step in sys.argv[1:]:
-    {{"write": write, "discard": discard, "consume": consume}}[step]()
-os.set_blocking(pipe, True)
+    {"write": write, "discard": discard, "consume": consume}[step]()
+"""
+
+_READ_ON = """os.set_blocking(pipe, True)
 while True:
     os.read(pipe, 4096)
 """
@@ -90,13 +95,21 @@ def load(link: Link, release: str) -> None:
     _run(link, "insmod", "ring.ko")
 
 
+def arm(link: Link, instance: str | None = None) -> None:
+    """Prepare the buffer of the whole system, or a new instance's."""
+    place = "." if instance is None else f"instances/{instance}"
+    if instance is not None:
+        _run(link, "mkdir", "-p", f"/sys/kernel/tracing/{place}")
+    _run(link, "sh", "-c", _ARM.format(place=place))
+
+
 def detonate(link: Link, steps: Sequence[str]) -> int:
     """Do the steps of a sequence in a guest, and read on; the number of the thread that reads."""
     with tempfile.TemporaryDirectory() as directory:
         program = Path(directory) / "detonate.py"
-        program.write_text(DETONATE)
+        program.write_text(STEP.replace(ROOT, f"{ROOT}instances/{INSTANCE}/") + _READ_ON)
         link.put(program, "/tmp/detonate.py")
-    _run(link, "sh", "-c", ARM)
+    arm(link, INSTANCE)
     reader = f"{' '.join(ON_ITS_OWN)} python3 /tmp/detonate.py {' '.join(steps)}"
     inner = f"echo $$ > {PID}; exec {reader}"
     return int(_run(link, "sh", "-c", f"setsid sh -c '{inner}' < /dev/null > /dev/null 2>&1 & "
