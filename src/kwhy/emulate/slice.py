@@ -9,8 +9,6 @@ import bisect
 import functools
 from typing import Any
 
-import networkx as nx
-
 from kwhy.emulate.frames import Frame
 from kwhy.emulate.history import History
 from kwhy.errors import FATAL
@@ -145,6 +143,8 @@ def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[i
     Ways that end in a function that never comes back (a stack check, a panic) do not count: what
     avoided them decided nothing.
     """
+    import networkx as nx  # a tenth of a second, which a call without questions need not spend
+
     graph: Any = nx.DiGraph()
     for start, segment in function.segments.items():
         if segment.kind == "call" and segment.target and code.name(segment.target) in NORETURN:
