@@ -102,11 +102,11 @@ def _explore(table: Table, found: dict[str, Any]) -> None:
         table.add_row(
             f"explore, processes: {cores}", f"{found[which]['per_second']:,.0f}/s", "", "", aim
         )
-    one = found["one"]
-    table.add_row(
-        "  per second of one process's own time",
-        f"{one['transitions'] / one['processor_seconds']:,.0f}/s", "", "", "",
-    )  # fmt: skip
+        table.add_row(
+            "  per second of processor time",
+            f"{found[which]['transitions'] / found[which]['processor_seconds']:,.0f}/s",
+            "", "", "",
+        )  # fmt: skip
     for depth in (5, 10, 15):
         at = found["one"]["by_depth"].get(depth)
         if at:

@@ -197,8 +197,13 @@ class _Expander:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._pool is not None:
             self._pool.terminate()
+            self._pool.join()
+            self._pool = None
 
     def expand(
         self, batches: list[list[tuple[Steps, State]]], seen: set[bytes]
@@ -226,9 +231,8 @@ class _Expander:
 
     def _workers(self, seen: set[bytes]) -> "multiprocessing.pool.Pool":
         global _model, _world, _seen
-        if self._pool is not None and self._stale:
-            self._pool.terminate()
-            self._pool = None
+        if self._stale:
+            self._end()
         if self._pool is None:
             _model, _world, _seen = self._model, self._world, seen
             self._pool = self._context.Pool(self._jobs, _begin)
