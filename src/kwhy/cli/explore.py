@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UsageError(f"{name} takes a number of 1 or more")
     wanted = model.load(args.model)
-    with open_evidence(args) as evidence:
+    with open_evidence(args, probe=False) as evidence:
         kernel = open_kernel(evidence, *places(args))
         world = World(kernel, args.cpu)
         depth = args.depth or wanted.depth

@@ -157,7 +157,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.command:
         raise UsageError("no command: kwhy lab run TARGET -- CMD")
     check_put_files(args.put)
-    with lab.connect(args.target, settings=_settings(args)) as connection:
+    with lab.connect(args.target, settings=_settings(args), probe=False) as connection:
         for file in args.put:
             connection.link.put(file.local, file.remote)
         return spawn(connection.link, args.command, args.timeout)

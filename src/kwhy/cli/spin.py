@@ -116,7 +116,10 @@ class _Offline:
         from kwhy.emulate.call import Caller
 
         if cpu not in self.callers:
-            self.callers[cpu] = Caller(self.kernel, cpu, self.tid)
+            try:
+                self.callers[cpu] = Caller(self.kernel, cpu, self.tid)
+            except UsageError:
+                raise NothingToExplain(f"thread {self.tid} ended while it was watched") from None
         return self.callers[cpu].on(read_again(self.evidence))
 
     def resume(self, start: "Sample", addresses: Sequence[int]) -> "JSON":
@@ -165,6 +168,8 @@ def _gone(error: FeatureError) -> Exception:
 def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
     """Watches through the agent."""
 
+    seen: list[bool] = []
+
     def take(events: list[Any], seconds: float) -> tuple[dict[str, Any], dict[int, bytes]]:
         first = events[0]["kind"] == "clock"
         say(f"watching {'where it is' if first else 'what it passes'} for {seconds:.1f} s …")
@@ -178,8 +183,11 @@ def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
                     if message.kind == "samples":
                         data.setdefault(message.header["event"], []).append(message.data)
                     elif message.kind == "end":
+                        seen.append(True)
                         return message.header, {n: b"".join(each) for n, each in data.items()}
         except FeatureError as error:
+            if error.feature == "absent" and seen:
+                raise NothingToExplain(f"thread {tid} ended while it was watched") from None
             raise _gone(error) from None
         raise NothingToExplain("the target ended the watch without a result; try again")
 

@@ -185,7 +185,7 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     entry = entries.get(place.entry)
     unproven = entry is None or entry.error is not None or entry.offline
     if unproven and entry is not None:
-        refused = case.watcher.forbidden or f"no breakpoint can be set: {entry.error}"
+        refused = case.watcher.forbidden or f"no breakpoint can be set: {case.watcher.refused}"
         instead = "its code, gone on with offline from samples, tells" if entry.offline else (
             "samples alone tell"
         )

@@ -105,6 +105,8 @@ class Watcher:
         self.live = live
         self.number = 0
         self.forbidden: str | None = None
+        self.refused: str | None = None
+        """Why the kernel refused a breakpoint."""
         self.starts: list[Sample] = []
         """Samples that can be gone on from offline, where no breakpoint can be set."""
 
@@ -125,6 +127,7 @@ class Watcher:
         if self.forbidden is None:
             out = self.live_breakpoints(addresses, seconds)
         missing = [address for address in addresses if out[address].error is not None]
+        self.refused = out[missing[0]].error if missing else self.refused
         out.update(self._offline(missing) if missing else {})
         return out
 

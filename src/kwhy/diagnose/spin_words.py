@@ -91,7 +91,7 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             wanted = truth(kernel, watched.function, segment, out_of == segment.target, site)
             if never is None and watched.stayed():
                 always = not wanted  # neither way was counted by itself, but the loop was not left
-        text = site.condition.text if site.condition else segment.last.text
+        text = site.condition.text if site.condition else _jump(site, segment)
         key = (site.identity, always)
         if key in out and (out[key].leaves or out_of is None):
             continue  # another jump of the same condition
@@ -106,6 +106,12 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             wanted=wanted,
         )
     return list(out.values())
+
+
+def _jump(site: Site, segment: Segment) -> str:
+    """What a branch is called whose condition is not spelled out where it stands (in a macro)."""
+    where = f"line {site.line}" if site.line else site.offset
+    return f"the jump at {where} ({segment.last.text.split()[0]})"
 
 
 def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set[int]) -> list[
