@@ -1,5 +1,6 @@
 """Branches of an execution in the source's words, each with the values that it compared."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from kwhy.verdict.call import Line
 MAX_CONDITIONS = 100
 _STEPS = {"low": 2, "sext": 2, "add": 1, "neg": 2, "not": 2, "join": 2, "bin": 3}
 """Where a term that is made of one other has it."""
+_NAMED = re.compile(r"\b[A-Za-z_]")
+"""In a comparison of mere numbers nothing is told."""
 _SOURCES = {"mem": "memory", "init": "argument", "ret": "executed", "percpu": "memory"}
 
 
@@ -34,7 +37,7 @@ def conditions(kernel: Kernel, history: History, steps: Sequence[int]) -> tuple[
         same = out and one.text and (one.file, one.line, one.text, one.taken) == (
             out[-1].file, out[-1].line, out[-1].text, out[-1].taken
         )  # fmt: skip
-        if same and not one.operands:
+        if (same and not one.operands) or not (one.text or _NAMED.search(one.expr)):
             continue
         out.append(one)
     return tuple(out)
@@ -54,7 +57,7 @@ def condition(kernel: Kernel, words: Words, history: History, branch: Branch) ->
     frames = kernel.frames(branch.address)
     # What an inlined predicate compares may be the reverse of what the condition asks.
     same = bool(frames) and frames[0].function == site.function
-    true = truth(kernel, site, decision, after, other_way, same=same)
+    true = truth(kernel, site, decision, after, other_way, same=same, guess=False)
     source = site.condition if true is not None else None
     statement = led_to(kernel, site, true) if true is not None else None
     return Condition(
@@ -102,7 +105,7 @@ def operands(words: Words, history: History, branch: Branch) -> tuple[Operand, .
         value = history.value(term)
         if readable(text) and value is not None:
             shown = number(value & mask(size))
-            if kind is not None or _source(term) == "executed":
+            if kind is not None or _is_result(term):
                 shown = words.value(value & mask(size), kind, size)
             out.append(Operand(expr=text, value=shown, source=_source(term)))
     return tuple(out)
@@ -116,6 +119,12 @@ def _source(term: Term) -> str:
         inner = inner[_STEPS[inner[0]]]
     tag = inner[0] if isinstance(inner, tuple) else ""
     return _SOURCES.get(tag, "executed")
+
+
+def _is_result(term: Term) -> bool:
+    while isinstance(term, tuple) and term[0] in ("low", "sext"):
+        term = term[2]
+    return isinstance(term, tuple) and term[0] == "ret"
 
 
 def trace(kernel: Kernel, history: History) -> tuple[Line, ...]:

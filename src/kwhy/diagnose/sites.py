@@ -127,29 +127,36 @@ def truth(
     error: str | None = None,
     *,
     same: bool = True,
+    guess: bool = True,
 ) -> bool | None:
     """Whether the source condition was true when the branch went so; None when it is not clear.
 
     ``after`` are addresses that ran next, ``other_way`` those that would have had it gone the other
     way. The comparison itself tells where source and machine compare alike (never, unless
     ``same``); else those lines do; else the statement that makes ``error`` (ENOENT), to which the
-    branch led.
+    branch led. Without ``guess`` there is no answer where both ways lead to the same lines, or
+    where a macro or inlined predicate compares something and nothing but that tells.
     """
     condition = site.condition
     if condition is None:
         return None
     polarity = _by_polarity(condition, decision) if same else None
-    found = None if _inside_the_predicate(kernel, condition, decision) else polarity
+    inside = _inside_the_predicate(kernel, condition, decision)
+    found = None if inside else polarity
     if found is None:
         found = _by_lines(kernel, site, condition, after)
-    if found is None:
         other = _by_lines(kernel, site, condition, other_way)
-        found = None if other is None else not other
+        if found is None:
+            found = None if other is None else not other
+        elif found == other and not guess:  # both ways lead there, as in a loop
+            return None
     if found is None:
         found = _by_chain(kernel, site, condition, other_way)
     if found is None and error is not None:
         found = _by_error(kernel, site, condition, error)
-    return polarity if found is None else found
+    if found is None and (guess or not inside):
+        found = polarity
+    return found
 
 
 def _by_chain(

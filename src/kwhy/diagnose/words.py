@@ -26,6 +26,8 @@ _BINARY = {
     "add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^", "mul": "*",
     "shl": "<<", "shr": ">>", "sar": ">>",
 }  # fmt: skip
+_ADDRESSES = -0x10000
+"""A number of no known type below it is an address of the kernel rather than negative."""
 Named = tuple[str, TypeRef | None]
 
 
@@ -58,7 +60,7 @@ class Words:
         if tag in ("low", "sext"):
             return self.name(term[2], depth)
         if tag == "join":
-            return self.name(term[2], depth)
+            return self._joined(term, depth)
         if tag == "arg":
             return self._given(term, depth)
         if tag == "init":
@@ -84,6 +86,14 @@ class Words:
             a, _ = self.name(term[2], depth + 1)
             return f"{'-' if tag == 'neg' else '~'}{a}", None
         return "?", None
+
+    def _joined(self, term: Any, depth: int) -> Named:
+        """A register of which only low bytes were written last: cleared ones take flags off."""
+        _, size, value, old = term
+        if not isinstance(value, int) or isinstance(old, int):
+            return self.name(value, depth)
+        text = f"({self.name(old, depth + 1)[0]} & ~{mask(size):#x})"
+        return (f"({text} | {value:#x})" if value else text), None
 
     def _given(self, term: Any, depth: int) -> Named:
         """An argument of the system call, by the name that its own function gives it.
@@ -250,10 +260,11 @@ class Words:
                 error = errno_of(signed(value, size))
                 return "NULL" if value == 0 else error or f"{value:#x}"
         number_ = signed(value, size)
-        error = errno_of(number_)
+        unsigned = kind is not None and not types.is_signed(kind)
+        error = None if unsigned and number_ == -1 else errno_of(number_)
         if error and not (kind is not None and types.is_struct(kind)):
             return error
-        if kind is not None and not types.is_signed(kind):
+        if unsigned or (kind is None and number_ < _ADDRESSES):
             return number(value)
         return number(number_ if number_ < 0 else value)
 

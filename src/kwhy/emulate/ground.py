@@ -123,7 +123,7 @@ class Ground:
     @cached_property
     def planted(self) -> dict[int, str]:
         """Entries of the functions that are not to run, with their names."""
-        names = [*limits.STOPS, *limits.SKIPS, *limits.CLOCKS]
+        names = [*limits.STOPS, *limits.SKIPS, *limits.YIELDS, *limits.CLOCKS]
         return {
             symbol.address: name
             for name in names

@@ -10,10 +10,10 @@ ENDS = "it would end the task"
 RUNS_USER = "it would go on in user space"
 
 STOPS: dict[str, str] = {
-    # kernel/sched/core.c: every way to sleep or to be preempted ends in one of these.
+    # kernel/sched/core.c: every way to sleep ends in one of these.
     "schedule": SLEEPS, "__schedule": SLEEPS, "schedule_idle": SLEEPS, "schedule_rtlock": SLEEPS,
-    "preempt_schedule": SLEEPS, "preempt_schedule_notrace": SLEEPS, "schedule_preempt_disabled":
-    SLEEPS, "io_schedule": SLEEPS, "schedule_timeout": SLEEPS, "yield": SLEEPS,
+    "schedule_preempt_disabled": SLEEPS, "io_schedule": SLEEPS, "schedule_timeout": SLEEPS,
+    "yield": SLEEPS,
     # kernel/locking: the slow paths that spin.
     "queued_spin_lock_slowpath": LOCKED, "native_queued_spin_lock_slowpath": LOCKED,
     "__pv_queued_spin_lock_slowpath": LOCKED, "queued_read_lock_slowpath": LOCKED,
@@ -42,6 +42,12 @@ SKIPS = frozenset({
     "native_apic_mem_write", "native_apic_mem_eoi", "entry_ibpb",
 })  # fmt: skip
 """Functions that are left out: they return 0 at once, and the verdict names them."""
+
+YIELDS = frozenset({
+    "__cond_resched", "_cond_resched", "preempt_schedule", "preempt_schedule_notrace",
+    "preempt_schedule_common",
+})
+"""Where a task lets others run and waits for nothing: none runs here, so the code goes on."""
 
 CLOCKS = frozenset({
     "read_tsc", "kvm_clock_get_cycles", "read_hpet", "acpi_pm_read", "read_hv_clock_tsc_cs",

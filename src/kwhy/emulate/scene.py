@@ -207,7 +207,7 @@ class KernelScene:
             self.asked_time = True
             self._leave(machine, self._last_cycle)
         else:
-            if name not in self.skipped:
+            if name not in self.skipped and name not in limits.YIELDS:
                 self.skipped.append(name)
             self._leave(machine, 0)
         return None

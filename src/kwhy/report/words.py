@@ -58,7 +58,9 @@ def held(condition: Condition) -> str | None:
         trivial.add(f"{operand.expr} == {operand.value}")
         if operand.value.startswith("not "):
             trivial |= {f"{operand.expr} != {zero}" for zero in ("0", "NULL")}
-    return None if not named(expr) or expr in trivial or not condition.text else expr
+    if not named(expr) or not re.search(r"\b[A-Za-z_]", expr):
+        return None
+    return None if expr in trivial or not condition.text else expr
 
 
 def reason(verdict: Verdict) -> str:
