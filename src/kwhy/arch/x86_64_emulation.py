@@ -33,6 +33,10 @@ ENABLED_FLAGS = 0x202
 TRAP = b"\xcc"
 TRAP_VECTOR = 3
 UNDEFINED = b"\x0f\x0b"
+PKEYS_READ, PKEYS_WRITE = b"\x0f\x01\xee", b"\x0f\x01\xef"
+"""rdpkru and wrpkru, which the emulated processor lacks."""
+PKEYS_DEFAULT = 0x55555554
+"""What a task's protection keys allow unless it asks (init_pkru_value, arch/x86/mm/pkeys.c)."""
 VECTORS = {0: "divide error", 1: "debug exception", 4: "overflow", 5: "bound range exceeded",
            6: "invalid opcode", 8: "double fault", 13: "general protection fault",
            14: "page fault", 16: "floating-point error", 17: "alignment check",

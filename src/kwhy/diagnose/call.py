@@ -8,7 +8,6 @@ from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.diagnose.executed import conditions, trace
 from kwhy.diagnose.words import errno_of, number
 from kwhy.emulate.call import Caller, Outcome, Passed
-from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import KernelScene
 from kwhy.emulate.slice import decided
 from kwhy.emulate.syscall import dry_run
@@ -177,12 +176,33 @@ def _out(scene: KernelScene, name: str, value: Any) -> Out:
 
 def _writes(caller: Caller, outcome: Outcome) -> tuple[Write, ...]:
     places = _objects(caller, outcome.arguments, outcome.scene)
-    out: list[Write] = []
+    before = {
+        change.address + at: byte
+        for change in outcome.changes
+        for at, byte in enumerate(change.before)
+    }
+    out: dict[int, Write] = {}
     for change in outcome.changes:
-        out += _typed(caller.kernel, change, places, outcome.scene)
-        if len(out) >= MAX_WRITES:
-            break
-    return tuple(out[:MAX_WRITES])
+        at, end = change.address, change.address + len(change.after)
+        while at < end:
+            start, size, expr = _name(caller.kernel, at, places, outcome.scene)
+            if start not in out:
+                out[start] = _write(outcome.scene, start, size, expr, before)
+            at = start + size
+            if len(out) >= MAX_WRITES:
+                return tuple(out.values())
+    return tuple(out.values())
+
+
+def _write(
+    scene: KernelScene, start: int, size: int, expr: str, before: dict[int, int]
+) -> Write:
+    """All of a field (or word), whichever of its bytes changed."""
+    after = scene.memory.read(start, size)
+    old = bytes(before.get(start + at, byte) for at, byte in enumerate(after))
+    values = (number(int.from_bytes(data, "little")) for data in (old, after))
+    was, now = values
+    return Write(address=f"{start:#x}", size=size, expr=expr, before=was, after=now)
 
 
 _Place = tuple[int, int, str, Any]
@@ -212,57 +232,44 @@ def _objects(caller: Caller, arguments: Sequence[Passed], scene: KernelScene) ->
     return out
 
 
-def _typed(
-    kernel: Kernel, change: Change, places: Sequence[_Place], scene: KernelScene
-) -> list[Write]:
-    """A run of changed bytes, as the fields that it covers where they are known."""
-    out: list[Write] = []
-    at, end = change.address, change.address + len(change.after)
-    while at < end:
-        size, expr = _name(kernel, at, end - at, places, scene)
-        low = at - change.address
-        start = max(0, low)
-        before, after = (
-            int.from_bytes(data[start : low + size], "little")
-            for data in (change.before, change.after)
-        )
-        if before != after:
-            out.append(
-                Write(
-                    address=f"{at:#x}", size=size, expr=expr,
-                    before=number(before), after=number(after),
-                )
-            )  # fmt: skip
-        at += size
-    return out
-
-
 def _name(
-    kernel: Kernel, address: int, room: int, places: Sequence[_Place], scene: KernelScene
-) -> tuple[int, str]:
-    """How many bytes of a change to tell at once, and what they are."""
-    size = min(8 - address % 8, room)
+    kernel: Kernel, address: int, places: Sequence[_Place], scene: KernelScene
+) -> tuple[int, int, str]:
+    """What a changed byte belongs to: where that begins, its bytes (at most 8), what it is called.
+
+    A field where one is known, else the word around it.
+    """
+    word = address & -8
     for base, length, text, kind in places:
         if base <= address < base + length:
-            found = kernel.types.member(kind, address - base, 1)
-            if found:
-                left = found[0].offset + found[0].size - (address - base)
-                return min(left, room, 8), f"{text}->{found[0].path}"
+            found = _field(kernel, kind, address, base)
+            if found is not None:
+                return found[0], found[1], f"{text}->{found[2]}"
     symbol = kernel.symbols.at(address)
     if symbol is None:
-        offset = (address - scene.percpu) & ((1 << 64) - 1)
-        percpu = kernel.types.percpu(offset)
-        if percpu is not None:
-            return size, f"{percpu[0]} of CPU {scene.cpu}"
-        return size, f"*{address:#x}"
+        percpu = kernel.types.percpu((word - scene.percpu) & ((1 << 64) - 1))
+        return word, 8, f"{percpu[0]} of CPU {scene.cpu}" if percpu else f"*{word:#x}"
     variable = kernel.types.variable(symbol.name)
-    inside = address - symbol.address
     if variable is not None and kernel.types.is_struct(variable):
-        found = kernel.types.member(variable, inside, 1)
-        if found:
-            left = found[0].offset + found[0].size - inside
-            return min(left, room, 8), f"{symbol.name}.{found[0].path}"
-    return size, symbol.name + (f"+{inside:#x}" if inside else "")
+        found = _field(kernel, variable, address, symbol.address)
+        if found is not None:
+            return found[0], found[1], f"{symbol.name}.{found[2]}"
+    start = max(word, symbol.address)
+    inside = start - symbol.address
+    return start, word + 8 - start, symbol.name + (f"+{inside:#x}" if inside else "")
+
+
+def _field(kernel: Kernel, kind: Any, address: int, base: int) -> tuple[int, int, str] | None:
+    """The field of a structure at ``base`` that a byte is of; of a long one the word around."""
+    found = kernel.types.member(kind, address - base, 1)
+    if not found:
+        return None
+    field = found[0]
+    start = base + field.offset
+    if field.size > 8:
+        at = (address - start) & -8
+        return start + at, min(8, field.size - at), f"{field.path}+{at:#x}" if at else field.path
+    return start, field.size, field.path
 
 
 # -- a target that goes on -------------------------------------------------------------------------

@@ -81,6 +81,8 @@ class Words:
             b, _ = self.name(term[4], depth + 1)
             if isinstance(term[4], int) and term[1] in ("and", "or"):
                 b = f"{term[4]:#x}"
+            if isinstance(term[4], int) and term[1] == "add" and signed(term[4], term[2]) < 0:
+                return f"({a} - {-signed(term[4], term[2])})", None
             return f"({a} {_BINARY.get(term[1], term[1])} {b})", None
         if tag in ("neg", "not"):
             a, _ = self.name(term[2], depth + 1)
@@ -168,6 +170,8 @@ class Words:
             return self._global(offset & mask(8), size)
         if isinstance(base, tuple) and base[0] == "init" and base[2] == self.arch.stack:
             return f"stack{offset:+#x}", None
+        if offset < _ADDRESSES and (name := self._element(base, offset, size, depth)):
+            return name, None
         if isinstance(base, tuple) and base[0] == "bin" and base[1] == "add":
             return self._indexed(base, offset, size, depth)
         text, kind = self.name(base, depth + 1)
@@ -196,6 +200,16 @@ class Words:
                 return self._field(f"{text}[{place}]", kind, offset, size)
         a, _ = self.name(base, depth + 1)
         return f"*({a}{offset:+#x})", None
+
+    def _element(self, base: Any, offset: int, size: int, depth: int) -> str:
+        """``__per_cpu_offset[cpu]``: an element of a variable at a constant address; "" if not."""
+        symbol = self.kernel.symbols.at(offset & mask(8))
+        if symbol is None or symbol.code or symbol.address != offset & mask(8):
+            return ""
+        scaled = base[:3] in (("bin", "mul", 8), ("bin", "shl", 8)) and isinstance(base[4], int)
+        unit = (base[4] if base[1] == "mul" else 1 << base[4]) if scaled else 1
+        index, _ = self.name(base[3] if scaled else base, depth + 1)
+        return f"{symbol.name}[{index}]" if unit == size else ""
 
     def _global(self, address: int, size: int) -> Named:
         symbol = self.kernel.symbols.at(address)

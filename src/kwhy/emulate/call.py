@@ -20,7 +20,7 @@ from kwhy.emulate.ground import Ground
 from kwhy.emulate.history import History
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
-from kwhy.emulate.scene import KernelScene
+from kwhy.emulate.scene import SCRATCH, KernelScene
 from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.ir import Insn
@@ -182,11 +182,17 @@ class Caller:
             if kind.kind != drgn.TypeKind.VOID:
                 result = typed(self.program, kind, value)
         shown = tuple(
-            OutParameter(name, address, self._read(scene, address, type))
-            for name, address, type in outs
+            OutParameter(name, address, self._read(scene, address, kind))
+            for name, address, one in outs
+            for kind in (self._written(scene, address, one),)
         )
         own = range(machine_arch.HOLE, machine_arch.HOLE_END)
-        changes = [c for c in scene.memory.changes() if c.address not in own]
+        told = [range(out.address, out.address + drgn.sizeof(out.object.type_)) for out in shown]
+        changes = [
+            c
+            for c in scene.memory.changes()
+            if c.address not in own and not any(c.address in out for out in told)
+        ]
         return Outcome(
             function, tuple(passed), end, result, shown, tuple(changes),
             self.instructions(scene), len(scene.memory.loaded), scene,
@@ -327,7 +333,7 @@ class Caller:
                     call.text, argument.at,
                     f"no memory can be made for {value.name}: the type behind it is not known",
                 )  # fmt: skip
-            address = scene.allocate(bytes(size))
+            address = scene.allocate(bytes(size + BUFFER))  # it may be the first of an array
             outs.append((value.name, address, target))
             return Passed(argument.text, address, parameter)
         kind = drgn.TypeKind
@@ -346,6 +352,15 @@ class Caller:
             raise ExpressionError(call.text, argument.at, f"{error}") from error
         except (TypeError, ValueError) as error:
             raise ExpressionError(call.text, argument.at, str(error)) from error
+
+    def _written(self, scene: KernelScene, address: int, kind: Any) -> Any:
+        """``kind``, or an array of it where the code wrote more than one."""
+        import drgn
+
+        size = drgn.sizeof(kind)
+        behind = scene.memory.read(address + size, BUFFER) if address >= SCRATCH else b""
+        more = len(behind.rstrip(b"\0"))
+        return self.program.array_type(kind, 1 + -(-more // size)) if more else kind
 
     def _read(self, scene: KernelScene, address: int, kind: Any) -> Any:
         import drgn

@@ -18,7 +18,7 @@ from kwhy.errors import UsageError
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>0[xX][0-9a-fA-F]+|\d+)[uUlL]*(?!\w)
     |(?P<name>[A-Za-z_]\w*(?:\.(?:isra|constprop|part|cold)\.?\d*)*)
-    |(?P<string>"(?:[^"\\]|\\.)*")|(?P<char>'(?:[^'\\]|\\.)')
+    |(?P<string>"(?:[^"\\]|\\.)*")|(?P<char>'(?:[^'\\]|\\(?:x[0-9a-fA-F]{2}|[0-7]{1,3}|.))')
     |(?P<sign>->|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!<>()\[\].,?:]))""",
     re.VERBOSE,
 )
@@ -41,7 +41,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
     "<=": operator.le, ">=": operator.ge,
 }  # fmt: skip
-_ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "r": "\r"}
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 MAX_LENGTH = 4096
 MAX_DEPTH = 32
 _TOP = (1 << 64) - 1
@@ -303,10 +303,8 @@ class _Parser:
             return drgn.Object(program, program.type("int"), self.names.constants[name])
         if (own := self._do(start, lambda: self.names.given(name))) is not None:
             return own
-        try:
-            return program[name]
-        except (KeyError, LookupError):
-            pass
+        if (found := self._object(name)) is not None:
+            return found
         if self.names.address(name) is not None:
             why = f"the type of {name} is not known without debug info: write *(TYPE *)&{name}"
             raise self._fail(why, start)
@@ -330,11 +328,15 @@ class _Parser:
     def _typed(self, name: str) -> bool:
         if self.names.given(name) is not None:
             return True
+        return self._object(name) is not None
+
+    def _object(self, name: str) -> Any:
+        """The kernel's variable, function or constant; None also where it is optimised out."""
         try:
-            self.names.program[name]
+            found = self.names.program[name]
         except (KeyError, LookupError):
-            return False
-        return True
+            return None
+        return None if found.absent_ else found
 
     def _known(self, name: str) -> bool:
         return self._typed(name) or self.names.address(name) is not None or name == "current"
@@ -393,7 +395,8 @@ class _Parser:
         except drgn.FaultError as error:
             raise self._fail(f"memory cannot be read: {error}", at) from error
         except (TypeError, ValueError, AttributeError, LookupError, ZeroDivisionError,
-                OverflowError, IndexError, drgn.OutOfBoundsError) as error:  # fmt: skip
+                OverflowError, IndexError, drgn.OutOfBoundsError,
+                drgn.ObjectAbsentError) as error:  # fmt: skip
             text = str(error.args[0]) if error.args else type(error).__name__
             raise self._fail(text, at) from error
 
@@ -404,9 +407,13 @@ def _base(token: str) -> int:
 
 def _unescaped(text: str) -> bytes:
     def plain(match: re.Match[str]) -> str:
-        return chr(int(match[2], 16)) if match[2] else _ESCAPES.get(match[1], match[1])
+        if match[2]:
+            return chr(int(match[2], 16))
+        if match[3]:
+            return chr(int(match[3], 8) & 0xFF)
+        return _ESCAPES.get(match[1], match[1])
 
-    return re.sub(r"\\(x([0-9a-fA-F]{2})|.)", plain, text).encode("latin-1", "replace")
+    return re.sub(r"\\(x([0-9a-fA-F]{2})|([0-7]{1,3})|.)", plain, text).encode("latin-1", "replace")
 
 
 def _prefix(sign: str, value: Any) -> Any:

@@ -126,7 +126,9 @@ class History:
 
     @cached_property
     def branches_by_frame(self) -> dict[int, list[int]]:
-        """The steps of each frame's branches."""
+        """The steps of each frame's branches; {} of straight-line code."""
+        if not self.branches._steps:
+            return {}
         steps = np.array(self.branches._steps, np.int64)
         frames = self.steps_of.of_blocks(self._frame_of_block)[steps]
         order = np.argsort(frames, kind="stable")

@@ -8,6 +8,7 @@ LOCKED = "it would wait for a lock that somebody holds"
 DIES = "it would stop the kernel"
 ENDS = "it would end the task"
 RUNS_USER = "it would go on in user space"
+REPLACED = "it would replace the task's program, whose memory is then another"
 
 STOPS: dict[str, str] = {
     # kernel/sched/core.c: every way to sleep ends in one of these.
@@ -24,7 +25,7 @@ STOPS: dict[str, str] = {
     "usercopy_abort": DIES,
     "do_exit": ENDS, "make_task_dead": ENDS, "rewind_stack_and_make_dead": ENDS,
     "rewind_stack_do_exit": ENDS, "kthread_exit": ENDS,
-    "start_thread": RUNS_USER,
+    "start_thread": RUNS_USER, "begin_new_exec": REPLACED,
 }  # fmt: skip
 """Functions that end a run at their entry, and why."""
 

@@ -284,8 +284,19 @@ class KernelScene:
         return self._last_cycle
 
     def undefined(self, machine: Machine, address: int) -> End | None:
-        """``ud2``: a WARN is passed over, a BUG ends the run (include/asm-generic/bug.h)."""
-        if self.memory.read(address, 2) != arch.UNDEFINED:
+        """``ud2``: a WARN is passed over, a BUG ends the run (include/asm-generic/bug.h).
+
+        Protection keys are what a processor may have and the emulated one has not.
+        """
+        code = self.instruction(address, len(arch.PKEYS_READ))
+        if code in (arch.PKEYS_READ, arch.PKEYS_WRITE):
+            if code == arch.PKEYS_READ:
+                machine.set("rax", arch.PKEYS_DEFAULT)
+                machine.set("rdx", 0)
+            self.note("memory protection keys were taken to be those that a task begins with")
+            machine.set(arch.PC, address + len(code))
+            return None
+        if code[:2] != arch.UNDEFINED:
             return End("unsupported", address, "the emulator does not know the instruction")
         if bugs.is_warning(self.kernel, address):
             self.skipped.append(f"WARN at {self.where(address)}")
