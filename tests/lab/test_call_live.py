@@ -183,7 +183,7 @@ def test_the_same_answer_live_from_a_dump_and_from_cases(guests: Guests, tmp_pat
 def test_a_guest_that_cannot_answer(guests: Guests, tmp_path: Path) -> None:
     """While QEMU holds the guest still, its memory is read from outside; the answer is the same."""
     guest = guests("6.12")
-    question = ["find_task_by_vpid(1)", "--why", "--json"]
+    question = ["find_task_by_pid_ns(1, &init_pid_ns)", "--why", "--json"]
     case = tmp_path / "paused.kwhy"
     before = kwhy("call", "--lab", guest.name, *question)
     with contextlib.closing(guest.qmp()) as qmp:
