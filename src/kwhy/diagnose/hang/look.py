@@ -61,4 +61,15 @@ def ended_by(base: Claim, look: Look, opens: Iterable[Open], only: bool = True) 
     own = look.tasks.by_address[base.task].tgid
     others = [t for t in users if look.tasks.by_address[t].tgid != own]
     whole = only and bool(others) and all(one.whole for one in files)
-    return replace(base, any_of=users, complete=whole, sure="deduced" if users else "unknown")
+    return replace(
+        base, any_of=users, complete=whole, sure="deduced" if users else "unknown",
+        timed=base.timed or _alarmed(look, base.task),
+    )  # fmt: skip
+
+
+def _alarmed(look: Look, task: int) -> bool:
+    """Whether alarm(2) or setitimer(2) will interrupt what the task's process waits for."""
+    m, kind = look.memory, "struct signal_struct"
+    signal = m.value("struct task_struct", task, "signal")
+    running = [p for p in ("real_timer.state", "real_timer.is_queued") if m.has(kind, p)]
+    return any(m.value(kind, signal, path) for path in running)

@@ -35,7 +35,10 @@ class Others:
         address, command = arguments[1][0], arguments[1][1] & _FUTEX_COMMAND
         key = self._futex_key(stack)
         proof = "queued on the futex" if key else "sleeping in futex_wait"
-        claim = Claim(stack.task.address, "futex", address, proof, frame.name, frame.cfa, extra=key)
+        claim = Claim(
+            stack.task.address, "futex", address, proof, frame.name, frame.cfa, extra=key,
+            timed=bool(arguments[1][3]),
+        )  # fmt: skip
         words = self._user.words(stack.task, address, 20)
         if words is None:
             return replace(claim, note="the futex word cannot be read")

@@ -204,6 +204,18 @@ def unix_timed() -> None:
     process("utimed1", lambda: two.recv(1), [two.fileno()])
 
 
+def unix_alarmed() -> None:
+    """Both wait for each other, but a signal will interrupt one of them."""
+    one, two = socket.socketpair()
+
+    def reader() -> None:
+        signal.alarm(FOREVER)
+        one.recv(1)
+
+    process("ualarm0", reader, [one.fileno()])
+    process("ualarm1", lambda: two.recv(1), [two.fileno()])
+
+
 def unix_full() -> None:
     one, two = socket.socketpair()
     process("ufull", lambda: one.sendall(b"x" * (1 << 24)), [one.fileno()])
@@ -469,6 +481,26 @@ def two_mutexes() -> None:
         take(second, first)
 
     process("abba0", steps)
+
+
+def two_timed_mutexes() -> None:
+    """The same, but one of them gives up after a while."""
+
+    def steps() -> None:
+        first, second = (ctypes.create_string_buffer(40) for _ in range(2))
+
+        def take() -> None:
+            LIBC.pthread_mutex_lock(first)
+            time.sleep(0.5)
+            limit = struct.pack("qq", int(time.time()) + FOREVER, 0)
+            LIBC.pthread_mutex_timedlock(second, limit)
+
+        thread("timed1", take)
+        LIBC.pthread_mutex_lock(second)
+        time.sleep(0.5)
+        LIBC.pthread_mutex_lock(first)
+
+    process("timed0", steps)
 
 
 def condition() -> None:

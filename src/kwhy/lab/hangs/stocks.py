@@ -54,6 +54,10 @@ STOCKS: tuple[Stock, ...] = (
         cycles=(frozenset({"uboth0", "uboth1"}),),
     ),
     Stock("unix_timed", (_far("utimed0", "socket", "utimed1"),)),
+    Stock(
+        "unix_alarmed",
+        (_far("ualarm0", "socket", "ualarm1"), _far("ualarm1", "socket", "ualarm0")),
+    ),
     Stock("unix_full", (_far("ufull", "socket", "ufullpeer"),)),
     Stock("unix_connect", (_far("uclient", "socket", "ulistener"),)),
     Stock("tcp_peer", (_far("tcpreader", "socket", "tcppeer"),)),
@@ -88,6 +92,10 @@ STOCKS: tuple[Stock, ...] = (
         "two_mutexes",
         (Edge("abba0", "futex", ("abba1",)),),
         cycles=(frozenset({"abba0", "abba1"}),),
+    ),
+    Stock(
+        "two_timed_mutexes",
+        (Edge("timed0", "futex", ("timed1",)), Edge("timed1", "futex", ("timed0",))),
     ),
     Stock("condition", (Edge("condwaiter", "futex"),)),
     Stock(
