@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from tests.lab.conftest import SERIES, Dumps, Links
 
+from kwhy.case.evidence import PAGE
 from kwhy.case.vmcore import VmcoreEvidence
-from kwhy.emulate.call import Caller
+from kwhy.emulate.call import Caller, SelfTestFailed
 from kwhy.errors import UsageError
 from kwhy.kernel.model import open_kernel
 
@@ -208,3 +209,20 @@ def test_the_dump_of_an_old_kernel_without_debug_symbols(dumps: Dumps, links: Li
     assert own == found
     caller = Caller(open_kernel(evidence, "none"))
     assert int(caller.call("find_task_by_vpid(1)").result) == caller.find_task(1)
+
+
+@pytest.mark.parametrize("name", ["int_sqrt", "find_task_by_pid_ns"])
+def test_a_machine_that_answers_wrongly_is_refused(dumps: Dumps, name: str) -> None:
+    """With code that gives another answer than is known, nothing can be called."""
+    evidence = VmcoreEvidence(dumps("6.12"))
+    kernel = open_kernel(evidence)
+    address = kernel.symbols.address(name)
+    assert address is not None
+    page, at = address & -PAGE, address % PAGE
+    entry = evidence.read(page, PAGE)
+    other = kernel.symbols.address("init_task")
+    assert other is not None
+    code = b"\x48\xb8" + other.to_bytes(8, "little") + b"\xc3"  # movabs rax, init_task; ret
+    evidence.pages[page] = entry[:at] + code + entry[at + len(code) :]
+    with pytest.raises(SelfTestFailed, match="the self-test failed"):
+        Caller(kernel)
