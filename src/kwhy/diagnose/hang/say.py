@@ -98,7 +98,8 @@ class Story:
     def confidence(self) -> Confidence:
         """How sure the headline is."""
         if self.cycles:
-            members = set(self.cycles[0])
+            told = self.roots[0] if self.roots else None
+            members = set(told.tids if told and told.kind == "deadlock" else self.cycles[0])
             return (
                 "observed"
                 if all(w.known == "observed" for w in self.waits if members & set(w.waiters))
