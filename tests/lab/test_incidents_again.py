@@ -12,7 +12,7 @@ from tests.lab.test_incidents import explain
 
 from kwhy import lab
 from kwhy.case.casefile import CaseFile
-from kwhy.diagnose.again import Again, Refused, execute
+from kwhy.diagnose.again import Again, Held, Refused, execute
 from kwhy.diagnose.rounds import open_session
 from kwhy.lab.incidents import INCIDENTS
 from kwhy.record.model import Call, SyscallRecord
@@ -20,6 +20,9 @@ from kwhy.record.rank import rank
 
 OPEN = ("pipe_again", "mprotect_nomem")
 """Incidents whose recording fits several conditions."""
+
+OVERWRITTEN = "clone3_inval"
+"""And one whose arguments lie on the stack, with something else on it by the time of the exit."""
 
 Saved = Callable[[str], Path]
 
@@ -51,7 +54,7 @@ def saved(
     yield case
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", [*OPEN, OVERWRITTEN])
 def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
     """Right and observed, its values from the execution; the case alone tells the same."""
     assert saved(name).is_file()
@@ -72,7 +75,7 @@ def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, 
     assert record.entry is not None
 
     def refused(altered: SyscallRecord) -> bool:
-        found = execute(session.kernel, session.code, altered, [])
+        found = execute(session.kernel, session.code, altered, [], Held({}))
         assert isinstance(found, Again | Refused)
         return isinstance(found, Refused) and "does not count" in found.note
 

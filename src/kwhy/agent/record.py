@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from . import dynamic, facts, pages, tracefs, tree
+from . import dynamic, facts, pages, tracefs, tree, userpages
 from .buffer import Buffer, choose
 from .errors import AgentError, Cancelled
 from .hold import Holder, hold
@@ -73,6 +73,7 @@ class Recording(object):
         self.reader: Optional[pages.PageReader] = None
         self.child: Optional[Child] = None
         self.holder: Optional[Holder] = None
+        self.user: Optional[userpages.UserPages] = None
         self.followed: Optional[int] = None
         self.followed_start = ""
         self.seen = tree.Seen()
@@ -274,6 +275,7 @@ class Recording(object):
             seconds = self.params.get("hold")
             if seconds:
                 self.holder = hold(self.child.pid, float(seconds))
+                self.user = userpages.watch(self.child.pid) if self.holder else None
             self.child.release()
         else:
             self.seen.look(self.buffer.live_tids())
@@ -291,6 +293,8 @@ class Recording(object):
             self.request.check()
             output.forward()
             busy = self.reader is not None and self.reader.sweep(self.request, False) >= pages.BATCH
+            if self.user is not None:
+                self.user.sweep()
             live = self.buffer.live_tids()
             self.seen.look(live)
             now = time.monotonic()
@@ -358,6 +362,9 @@ class Recording(object):
         if self.reader is not None:
             while self.reader.sweep(self.request, True):
                 self.request.check()
+        if self.user is not None and self._held():
+            snapshots, data = self.user.collected()
+            self.request.send("user", {"snapshots": snapshots}, data)
         result = {
             "status": self._status(),
             "held": self._held() and self.ended == "exit",
@@ -382,6 +389,8 @@ class Recording(object):
 
     def undo(self) -> List[str]:
         """Put everything back; returns what could not be."""
+        if self.user is not None:
+            self.user.close()
         if self.reader is not None:
             self.reader.close()
         problems = self.buffer.give_back()

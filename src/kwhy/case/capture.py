@@ -30,6 +30,11 @@ CLOCK_FUNCTIONS = ("ktime_get_mono_fast_ns",)
 """What the clock "mono" runs for each event; where it is itself traced (5.10) that is one more."""
 
 
+def user_blob(index: int) -> str:
+    """The name of the pages that the ``extra["user"]`` snapshots of a round number."""
+    return f"user/round{index}"
+
+
 class Streamer(Protocol):
     """The part of a ``kwhy.link`` Link that is used here."""
 
@@ -94,6 +99,10 @@ def record_round(
                 if enough is not None and enough(message.data):
                     stream.stop()
                     enough = None
+            elif message.kind == "user":
+                blob = user_blob(len(evidence.rounds))
+                evidence.blobs[blob] = (evidence.blobs.get(blob) or b"") + message.data
+                round_.extra["user"] = message.header.get("snapshots")
             elif message.kind in tails:
                 tails[message.kind] = (tails[message.kind] + message.data)[-TAIL:]
                 if output is not None:

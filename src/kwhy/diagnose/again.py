@@ -5,11 +5,13 @@ credentials are still what the call saw, unless the call or the task changed the
 assumed: an execution counts only when its result and its calls are the recorded ones.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from kwhy.case.evidence import PAGE
 from kwhy.diagnose.analysis import Watched
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
@@ -23,6 +25,8 @@ from kwhy.record.model import Call, SyscallRecord
 ATTEMPTS = 40
 PATIENCE = 5.0
 """Seconds to wait for memory that does not contradict itself."""
+NEAR = 50_000_000
+"""Nanoseconds between the end of a call in the recording and the snapshot that is of it."""
 
 
 @runtime_checkable
@@ -32,6 +36,14 @@ class Moving(Protocol):
     pages: dict[int, bytes]
 
     def reread(self, keep: Callable[[int], bool]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A process kept at its exit. ``user``: pages of its memory as they were when the call that is
+    to be explained returned (by address); of the rest there is only what it left behind."""
+
+    user: dict[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +71,32 @@ def reread(kernel: Kernel) -> None:
         kernel.evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
 
 
+def user_pages(snapshots: Any, pages: bytes, record: SyscallRecord) -> dict[int, bytes]:
+    """The pages of user memory taken as ``record``'s call returned; {} when there are none."""
+    found: dict[int, bytes] = {}
+    nearest = NEAR
+    with contextlib.suppress(TypeError, ValueError):  # a case may say anything
+        for time_, tid, places in snapshots or ():
+            if tid == record.tid and abs(time_ - record.exit) < nearest:
+                nearest = abs(time_ - record.exit)
+                cut = {address: pages[PAGE * n : PAGE * (n + 1)] for address, n in places}
+                found = {address: page for address, page in cut.items() if len(page) == PAGE}
+    return found
+
+
 def execute(
-    kernel: Kernel, code: Code, record: SyscallRecord, branches: Collection[int]
+    kernel: Kernel,
+    code: Code,
+    record: SyscallRecord,
+    branches: Collection[int],
+    held: Held,
 ) -> Again | Refused:
     """Execute a recorded call again, watching the branches at these addresses."""
     try:
         caller = _caller(kernel, record)
         if isinstance(kernel.evidence, Moving):
-            _settle(caller, record, kernel.evidence)
-        run = replay(caller, record, code, watch=branches)
+            _settle(caller, record, held, kernel.evidence)
+        run = replay(caller, record, code, watch=branches, user=held.user)
     except KwhyError as error:
         return Refused(f"the call was not executed again offline: {error}")
     if not run.agrees:
@@ -87,7 +116,7 @@ def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
         return Caller(kernel, task=record.pid)
 
 
-def _settle(caller: Caller, record: SyscallRecord, evidence: Moving) -> None:
+def _settle(caller: Caller, record: SyscallRecord, held: Held, evidence: Moving) -> None:
     """Read memory until all that the call needs is of one moment, or the patience is at its end.
 
     Pages read one after the other while their kernel goes on can contradict each other (the free
@@ -97,7 +126,7 @@ def _settle(caller: Caller, record: SyscallRecord, evidence: Moving) -> None:
     end = time.monotonic() + PATIENCE
     for _ in range(ATTEMPTS):
         known = len(evidence.pages)
-        enter(caller, record)
+        enter(caller, record, held.user)
         if len(evidence.pages) == known or time.monotonic() > end:
             break
         reread(caller.kernel)

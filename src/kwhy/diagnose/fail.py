@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kwhy import arch as architectures
-from kwhy.diagnose.again import Again, execute
+from kwhy.diagnose.again import Again, Held, execute
 from kwhy.diagnose.analysis import Analysis, analyse, probe_addresses, probed
 from kwhy.diagnose.cases import Case, cases_of
 from kwhy.diagnose.describe import Describer
@@ -25,7 +25,7 @@ def explain_call(
     *,
     code: Code | None = None,
     probes: dict[str, int] | None = None,
-    held: bool = False,
+    held: Held | None = None,
     account: Account | None = None,
     others: Sequence[OtherFailure] = (),
     kmsg: Sequence[str] = (),
@@ -40,9 +40,9 @@ def explain_call(
     base = _base(kernel, record, account or Account(rounds=1), others, kmsg)
     first = analyse(kernel, arch, code, record, probed(code, record, probes or {}))
     verdict = _verdict(kernel, base, first)
-    if not held or not _leaves_open(verdict) or record.entry is None:
+    if held is None or not _leaves_open(verdict) or record.entry is None:
         return verdict, first
-    again = execute(kernel, code, record, probe_addresses(first.findings))
+    again = execute(kernel, code, record, probe_addresses(first.findings), held)
     if isinstance(again, Again):
         second = analyse(kernel, arch, code, again.record, again.watched)
         settled = _verdict(kernel, base, second)

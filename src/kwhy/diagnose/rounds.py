@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kwhy import arch as architectures
+from kwhy.case.capture import user_blob
 from kwhy.case.evidence import Evidence, Round
+from kwhy.diagnose.again import Held, user_pages
 from kwhy.diagnose.analysis import Analysis, probe_addresses, probe_definitions
 from kwhy.diagnose.fail import explain_call
 from kwhy.errors import InputError, NothingToExplain
 from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel, open_kernel
+from kwhy.record.model import SyscallRecord
 from kwhy.record.rank import Ranked, rank
 from kwhy.record.recording import Recording, read_recording
 from kwhy.verdict import Evidence as Account
@@ -139,7 +142,7 @@ def _in_round(
         record,
         code=session.code,
         probes=probes,
-        held=_held(session, index, record.pid),
+        held=_held(session, index, record),
         account=_account(session, recording),
         others=_others(session.recording(start), ranked, chosen),
         kmsg=_kmsg(round_),
@@ -149,13 +152,16 @@ def _in_round(
     return Answer(verdict, analysis, probe_definitions(arch, wanted))
 
 
-def _held(session: Session, index: int, pid: int) -> bool:
-    """Whether the memory in the evidence was read while the process was kept at its exit.
+def _held(session: Session, index: int, record: SyscallRecord) -> Held | None:
+    """What is there of the process that made a call, if it was kept at its exit.
 
-    Only the last round's is: what changes was read again then.
+    Only the last round's counts: what changes was read again then.
     """
     rounds = session.evidence.rounds
-    return index == len(rounds) - 1 and rounds[index].extra.get("held") == pid
+    if index != len(rounds) - 1 or rounds[index].extra.get("held") != record.pid:
+        return None
+    blob = session.evidence.blob(user_blob(index)) or b""
+    return Held(user_pages(rounds[index].extra.get("user"), blob, record))
 
 
 def _probe_addresses_of(round_: Round) -> dict[str, int]:

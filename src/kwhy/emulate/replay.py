@@ -5,7 +5,7 @@ files, credentials and memory are read. Whether the second execution is the firs
 assumed but compared: by the returned value, and by the calls that the recording shows.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kwhy.arch import x86_64_emulation as arch
@@ -83,18 +83,23 @@ class Replay:
 def enter(
     caller: Caller,
     record: Record,
-    limit: int = MAX_BLOCKS,
+    user: Mapping[int, bytes] | None = None,
     *,
+    limit: int = MAX_BLOCKS,
     detail: bool = False,
     watch: Collection[int] = (),
     sights: list[Sight] | None = None,
 ) -> Outcome:
-    """Execute the call without comparing; what the watched instructions saw goes to ``sights``."""
+    """Execute the call without comparing; what the watched instructions saw goes to ``sights``.
+
+    ``user`` has pages of the task's memory as the call saw them, where it has other ones by now.
+    """
     face = interface(caller, record.name)
     if record.compat or face is None:
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
     scene = caller.scene(detail)
     scene.turn_back(record.enter)
+    scene.put_user_pages(user or {})
     if sights is not None:
         get = scene.machine.get
 
@@ -113,15 +118,18 @@ def replay(
     code: Code,
     limit: int = MAX_BLOCKS,
     watch: Collection[int] = (),
+    user: Mapping[int, bytes] | None = None,
 ) -> Replay:
     """Execute ``record``'s call again as the caller's task, from its recorded arguments.
 
     ``caller`` is of that task (``Caller(kernel, task=record.tid)``), ``code`` of the same kernel.
-    ``watch`` are addresses of instructions whose registers are wanted.
+    ``watch`` are addresses of instructions whose registers are wanted; ``user`` see :func:`enter`.
     Raises UsageError for a call that cannot be entered (of a 32-bit program, or unknown).
     """
     sights: list[Sight] = []
-    outcome = enter(caller, record, limit, detail=True, watch=watch, sights=sights)
+    outcome = enter(
+        caller, record, user, limit=limit, detail=True, watch=watch, sights=sights
+    )
     history = outcome.history(code)
     root = _steps(history)
     difference = _difference(outcome, root, record, code)

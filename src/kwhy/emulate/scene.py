@@ -3,7 +3,7 @@
 The stack is one of our own, so that the sleeping task's frames (lists lead into them) stay whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from kwhy.arch import x86_64_emulation as arch
@@ -275,6 +275,13 @@ class KernelScene:
         jiffies = self.kernel.symbols.address("jiffies_64")
         if jiffies is not None:
             self._write(jiffies, self.word(jiffies) - ticks)
+
+    def put_user_pages(self, pages: Mapping[int, bytes]) -> None:
+        """Let the task's memory have these pages, where it has memory at all."""
+        for page, data in pages.items():
+            mapping = self.ground.user_mapping(self._user_table, page) if self._user_table else None
+            if mapping is not None:
+                self.memory.add(page, data, mapping.writable)
 
     def _write(self, address: int, value: int) -> None:
         self.memory.poke(address, (value & _MASK).to_bytes(8, "little"))

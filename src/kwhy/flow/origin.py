@@ -368,7 +368,7 @@ class Tracer:
     def _held(self, frame: Frame, node: Node) -> list[int]:
         """The observed callees whose results are known to be the wanted error at a return."""
         assert node.leaving is not None
-        facts = node.leaving.witnessed
+        facts = node.leaving.facts
         terms = {key[2] if key[0] == "low" else key for key in facts}
         return [
             term[2]
@@ -394,7 +394,7 @@ class Tracer:
             item = frame.explorer.observed[part[2]]
             if not isinstance(item, Callee) or item.tag is None or not self._may_be_error(item):
                 continue
-            seen = domain(low(4, part), ahead.state.witnessed)
+            seen = domain(low(4, part), ahead.state.facts)
             judged = self.returned(item.tag).get(4, seen)
             found.add(part[2] if meet(seen, judged) == want else None)
         return found or {None}

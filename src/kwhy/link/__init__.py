@@ -28,6 +28,8 @@ and as ``link.stream(op, **params)``, an iterator of messages that ends with kin
             "armed" {instance, group, tracer, probes, events, refused, page_size, pid, timings} with
             the format files as JSON data {"system/event": text}; "out", "err";
             "pages" {cpu, count, size} with whole raw pages; "exit" {status};
+            "user" {snapshots: [[time, tid, [[address, n], ..]], ..]} with numbered pages of user
+            memory: what the held command's last failing calls pointed to, when they returned;
             "drained" {status, held, ended, timed_out, lost, counts, tasks, pages, notes, kmsg}:
             every page has been sent, tracing is still being put back; ``held`` tells that the
             command stands at its exit; "end": the same and {restored, problems, timings}.
