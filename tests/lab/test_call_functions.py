@@ -14,7 +14,8 @@ from tests.lab.conftest import SERIES, Dumps, Links
 
 from kwhy.case.evidence import PAGE
 from kwhy.case.vmcore import VmcoreEvidence
-from kwhy.emulate.call import Caller, SelfTestFailed
+from kwhy.emulate.call import Caller
+from kwhy.emulate.selftest import SelfTestFailed
 from kwhy.errors import UsageError
 from kwhy.kernel.model import open_kernel
 
@@ -211,7 +212,10 @@ def test_the_dump_of_an_old_kernel_without_debug_symbols(dumps: Dumps, links: Li
     assert int(caller.call("find_task_by_vpid(1)").result) == caller.find_task(1)
 
 
-@pytest.mark.parametrize("name", ["int_sqrt", "find_task_by_pid_ns"])
+@pytest.mark.parametrize(
+    "name",
+    ["int_sqrt", "find_task_by_pid_ns", "kallsyms_lookup_name", "seq_list_start", "rb_first"],
+)
 def test_a_machine_that_answers_wrongly_is_refused(dumps: Dumps, name: str) -> None:
     """With code that gives another answer than is known, nothing can be called."""
     evidence = VmcoreEvidence(dumps("6.12"))

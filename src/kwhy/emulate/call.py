@@ -21,7 +21,8 @@ from kwhy.emulate.history import History
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import SCRATCH, KernelScene
-from kwhy.errors import KwhyError, UsageError
+from kwhy.emulate.selftest import check
+from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.ir import Insn
 from kwhy.kernel.btfprogram import BtfSource
@@ -33,10 +34,6 @@ _MASK = (1 << 64) - 1
 _WORD = 8
 BUFFER = 256
 """Bytes behind an out-parameter whose size its type does not tell (char *, void *)."""
-
-
-class SelfTestFailed(KwhyError):
-    """The machine gave a wrong answer to a question with a known one: it cannot be trusted here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ class Caller:
         self.given = given
         self.program = open_program(kernel)
         self.task = None if task is None else self.find_task(task)
-        self._check()
+        check(self)
 
     def on(self, memory: Evidence) -> "Caller":
         """The same kernel, CPU and task with another reading of the memory."""
@@ -392,31 +389,6 @@ class Caller:
                     "still where the clock read it last"
                 )
         return total
-
-    # -- trust -------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        """Ask what is known already; refuse to go on when the answer is another.
-
-        Process 1 exists on every Linux; its pid field has to say 1. int_sqrt() has one answer.
-        """
-        types = self.kernel.types
-        task = types.named("struct task_struct")
-        field = types.field(task, "pid") if task else None
-        if field is not None:
-            first = self.find_task(1)
-            number = int.from_bytes(self.kernel.evidence.read(first + field.offset, 4), "little")
-            if number != 1:
-                raise SelfTestFailed(
-                    f"the self-test failed: process 1 was found with pid {number}; what runs here "
-                    "cannot be trusted"
-                )
-        root = self.kernel.symbols.address("int_sqrt")
-        if root is not None:
-            scene = self.scene()
-            end = scene.enter(root, [998_001])
-            if end.kind == "returned" and (got := scene.machine.get(machine_arch.RESULT)) != 999:
-                raise SelfTestFailed(f"the self-test failed: int_sqrt(998001) gave {got}, not 999")
 
 
 def typed(program: Any, kind: Any, register: int) -> Any:
