@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from pathlib import Path
 from typing import Any
 
 from kwhy.cli import answer
@@ -21,16 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="a process or thread (none: every task that looks stuck)",
     )
+    parser.add_argument(
+        "--dot",
+        metavar="FILE",
+        type=Path,
+        help="the graph of waits in Graphviz's language; a FILE.svg is drawn by its dot program",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, explain, report; the result is the exit status."""
     from kwhy.cli.connect import open_evidence
+    from kwhy.report import dot
 
     if args.put:
         raise UsageError("kwhy hang runs nothing on the target: leave --put out")
     if any(pid < 0 for pid in args.pids):
         raise UsageError("a process number is 0 or more")
+    if args.dot is not None:
+        dot.check(args.dot)
     # Features are not tried: to leave a trace instance waits for RCU, which may be what hangs.
     with open_evidence(args, probe=False) as evidence:
         if args.case is None:
@@ -43,7 +53,7 @@ def give(evidence: Any, args: argparse.Namespace) -> int:
     from kwhy.cli.connect import read_again
     from kwhy.diagnose.hang.explain import explain
     from kwhy.kernel.model import open_kernel
-    from kwhy.report import hang
+    from kwhy.report import dot, hang
 
     question = evidence.facts.question
     pids = getattr(args, "pids", None) or question.get("pids") or []
@@ -51,6 +61,8 @@ def give(evidence: Any, args: argparse.Namespace) -> int:
         raise InputError("the case's question is damaged: its process numbers are no numbers")
     kernel = open_kernel(evidence, *places(args))
     verdict = explain(kernel, pids, lambda: read_again(evidence))
+    if getattr(args, "dot", None) is not None:
+        dot.write(verdict, args.dot)
     draw = functools.partial(hang.render, verdict)
     answer.finish(args, evidence, draw, verdict.to_json(), verdict.summary)
     return answer.status(verdict.confidence)

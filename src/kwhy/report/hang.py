@@ -25,7 +25,7 @@ _TITLES: Final = {
     "ready": "waiting, no deadlock:",
     "running": "waiting, no deadlock:",
 }
-_NAMED: Final = 6  # tasks of a group that are named; the rest is a count
+MAX_NAMED: Final = 6  # tasks of a group that are named; the rest is a count
 _STACKS: Final = 12  # tasks whose stacks are printed; JSON has them all
 _FINDINGS: Final = 20
 
@@ -61,12 +61,12 @@ def _finding(
         return
     wait = waits.get(root.wait) if root.wait is not None else None
     if root.kind in ("gone", "unknown") and wait is not None:
-        page.write((_lock(wait), "bold"), indent=2, hang=4)
+        page.write((lock(wait), "bold"), indent=2, hang=4)
         page.write((wait.note or KINDS.get(wait.kind, ""), ""), indent=4)
         if len(wait.waiters) == len(root.waiting):
             page.write(
                 (f"{words.count(len(root.waiting), 'task')}: ", ""),
-                (_list(root.waiting, tasks), ""),
+                (listed(root.waiting, tasks), ""),
                 indent=2,
                 hang=4,
             )
@@ -78,7 +78,7 @@ def _finding(
 
 def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[int, Wait]) -> None:
     for number, tid in enumerate(tids):
-        page.write(("  +-> " if not number else "  |   ", "blue"), (_who(tid, tasks), "bold"))
+        page.write(("  +-> " if not number else "  |   ", "blue"), (who(tid, tasks), "bold"))
         task = tasks.get(tid)
         wait = waits.get(task.waits_for) if task and task.waits_for is not None else None
         bar = ("  |     ", "blue")
@@ -89,16 +89,16 @@ def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[i
                 place = words.place(taken.file, taken.line)
                 where = f"in {taken.function}()" + (f", {place}" if place else "")
                 plain = replace(held, kind=held.kind.removesuffix("-write").removesuffix("-read"))
-                _barred(page, bar, f"took {_lock(plain)} {where}")
+                _barred(page, bar, f"took {lock(plain)} {where}")
         if wait is not None:
-            _barred(page, bar, f"waits for {_lock(wait)},")
+            _barred(page, bar, f"waits for {lock(wait)},")
             by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
             if tid not in wait.owners and not wait.owners and wait.any_of:
                 by = "which only these can end:" if len(wait.any_of) > 1 else "to be ended by"
             if wait.behind and set(tids) & set(wait.behind):
                 by = "queued behind"
             page.raw(bar, (by, ""))
-    page.write(("  +-- ", "blue"), (_who(tids[0], tasks), "bold"))
+    page.write(("  +-- ", "blue"), (who(tids[0], tasks), "bold"))
 
 
 def _barred(page: Page, bar: tuple[str, str], text: str) -> None:
@@ -123,28 +123,28 @@ def _behind(
         groups.setdefault(own.id if own else None, []).append(tid)
     for which, members in groups.items():
         wait = known.get(which) if which is not None else None
-        for_what = f" for {_lock(wait)}" if wait else ""
+        for_what = f" for {lock(wait)}" if wait else ""
         verb = "waits" if len(members) == 1 else "wait"
         page.write(
             (f"{words.count(len(members), 'task')} {verb}{for_what}: ", ""),
-            (_list(members, tasks), ""),
+            (listed(members, tasks), ""),
             indent=2,
             hang=4,
         )
 
 
-def _list(tids: Sequence[int], tasks: dict[int, Task]) -> str:
-    names = [_who(tid, tasks) for tid in tids[:_NAMED]]
+def listed(tids: Sequence[int], tasks: dict[int, Task]) -> str:
+    names = [who(tid, tasks) for tid in tids[:MAX_NAMED]]
     more = len(tids) - len(names)
     return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
-def _who(tid: int, tasks: dict[int, Task]) -> str:
+def who(tid: int, tasks: dict[int, Task]) -> str:
     task = tasks.get(tid)
     return f"{tid} {task.comm}" if task else str(tid)
 
 
-def _lock(wait: Wait) -> str:
+def lock(wait: Wait) -> str:
     """ "rwsem-write inode->i_rwsem of /opt/fire.js", "data in pipe:[7]"."""
     if wait.kind in WANTED and (wait.object or "{}" not in WANTED[wait.kind]):
         return WANTED[wait.kind].format(wait.object)
