@@ -19,6 +19,12 @@ from kwhy.verdict import Evidence as Account
 MAX_CANDIDATES = 32
 
 
+TRACED = (
+    "kwhy itself traces the command's first task, to keep it at its exit: a PTRACE_TRACEME of that "
+    "task fails for this reason alone"
+)
+
+
 def explain_call(
     kernel: Kernel,
     record: SyscallRecord,
@@ -38,6 +44,8 @@ def explain_call(
     arch = architectures.of(kernel.arch)
     code = code or Code(kernel, arch)
     base = _base(kernel, record, account or Account(rounds=1), others, kmsg)
+    if held is not None and record.name == "ptrace":
+        base = _noted(base, TRACED)
     first = analyse(kernel, arch, code, record, probed(code, record, probes or {}))
     verdict = _verdict(kernel, base, first)
     if held is None or not _leaves_open(verdict) or record.entry is None:
