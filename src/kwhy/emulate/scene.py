@@ -277,11 +277,10 @@ class KernelScene:
             self._write(jiffies, self.word(jiffies) - ticks)
 
     def put_user_pages(self, pages: Mapping[int, bytes]) -> None:
-        """Let the task's memory have these pages, where it has memory at all."""
+        """Let the task's memory have these pages, also where it has given them back since."""
         for page, data in pages.items():
             mapping = self.ground.user_mapping(self._user_table, page) if self._user_table else None
-            if mapping is not None:
-                self.memory.add(page, data, mapping.writable)
+            self.memory.add(page, data, mapping is None or mapping.writable)
 
     def _write(self, address: int, value: int) -> None:
         self.memory.poke(address, (value & _MASK).to_bytes(8, "little"))
