@@ -138,6 +138,33 @@ def test_long_queue_is_walked_once() -> None:
     assert 1 == len({id(rings.around(node(n), TASK_AT)) for n in range(1000)})
 
 
+class Counting(Words):
+    """Counts what is read."""
+
+    reads = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        self.reads += 1
+        return super().read(address, size)
+
+
+def test_long_torn_queue_is_walked_once() -> None:
+    """Every waiter of a thousand is refused, without a walk for each."""
+    memory = Counting()
+    memory.words = queue(1000).words
+    memory.words[node(999) + 8] = 0
+    rings = Rings(memory, Crowd(1000))
+    assert not [n for n in range(1000) if rings.around(node(n), TASK_AT)]
+    assert memory.reads < 10 * 1000
+
+
+def test_a_node_refused_as_one_kind_of_waiter_may_be_another() -> None:
+    """Where the task stands in a node is part of the question."""
+    rings = Rings(queue(3), Crowd(3))
+    assert rings.around(node(1), TASK_AT + 8) is None
+    assert rings.around(node(1), TASK_AT) is not None
+
+
 def test_stacks_of_the_toy_do_not_overlap() -> None:
     """The toy's own sanity."""
     assert STACK_SIZE <= 0x10000

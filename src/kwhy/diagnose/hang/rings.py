@@ -38,26 +38,31 @@ class Rings:
 
     def __init__(self, memory: Memory, tasks: Tasks) -> None:
         self._memory, self._tasks = memory, tasks
-        self._known: dict[int, Ring | None] = {}
+        self._known: dict[int, Ring] = {}
+        self._torn: set[tuple[int, int]] = set()
 
     def around(self, node: int, task_at: int) -> Ring | None:
         """The ring through ``node``, whose task stands ``task_at`` bytes behind a node.
 
         None when it is torn: a neighbour that does not point back, two heads, or no end.
         """
-        if node not in self._known:
-            ring = self._walk(node, task_at)
-            for member, _task in ring.waiters if ring else ():
-                self._known[member] = ring
-            self._known[node] = ring
-        return self._known[node]
+        if node not in self._known and (node, task_at) not in self._torn:
+            met = set[int]()
+            ring = self._walk(node, task_at, met)
+            if ring is None:  # from each of them the walk would come to the same end
+                self._torn.update((other, task_at) for other in met)
+            else:
+                self._known.update(dict.fromkeys((n for n, _task in ring.waiters), ring))
+                self._known[node] = ring
+        return self._known.get(node)
 
-    def _walk(self, start: int, task_at: int) -> Ring | None:
+    def _walk(self, start: int, task_at: int, seen: set[int]) -> Ring | None:
+        """The ring, None if torn; ``seen`` gets the nodes on the way."""
         memory = self._memory
         waiters: list[tuple[int, int]] = []
         head: int | None = None
         before = 0
-        node, seen = start, set[int]()
+        node = start
         try:
             while node not in seen:
                 if len(seen) > MAX_WAITERS:
