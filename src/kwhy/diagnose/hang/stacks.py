@@ -116,7 +116,10 @@ class _Walk:
 
     def stack(self) -> Stack:
         base = self._task.sp
-        saved = {name: self._word(base + at) for name, at in self._u._start}
+        try:
+            saved = {name: self._word(base + at) for name, at in self._u._start}
+        except LookupError:  # its stack pointer is torn
+            return Stack(self._task)
         pc, bp = saved.pop("ret_addr"), saved["bp"]
         try:
             self._unwind(pc, base + self._u._start_size, bp)
