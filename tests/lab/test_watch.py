@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.desk import kwhy, own_guest
+from tests.lab.desk import kwhy, own_guest, run_in
 
 from kwhy import lab
 from kwhy.case.casefile import CaseFile
@@ -67,3 +67,27 @@ def test_page_states_of_the_ring_buffer(tmp_path: Path) -> None:
     behind = last[f"{fresh}.page"]
     assert "0" == last[f"{behind}.commit.a.counter"]
     assert int(last[f"{fresh}.read"]) >= FULL
+
+
+def test_at_each_entry_of_a_function(tmp_path: Path) -> None:
+    """The values at each hit are those that the command had written before it; a function that
+    cannot be probed is refused before the command runs."""
+    case = tmp_path / "it.kwhy"
+    script = "for name in a bc bc d; do hostname $name; done"
+    with own_guest("6.12", "at") as guest:
+        words = ["init_uts_ns.name", "--lab", guest.name, "--json", "--at"]
+        answer = kwhy(
+            "watch", *words, "__x64_sys_sethostname", "--save", str(case), "--", "sh", "-c", script
+        )
+        refused = kwhy("watch", *words, "do_int3", "--", "hostname", "never")
+        with lab.open_link(guest) as link:
+            name = run_in(link, "hostname")[1].strip()
+    assert 0 == answer.status, answer.err
+    assert answer.verdict == kwhy("explain", str(case), "--json").verdict
+    *hits, end = answer.verdict["steps"]
+    assert ["__x64_sys_sethostname"] * 4 == [step["hit"]["function"] for step in hits]
+    after = [changed(step).get("nodename", ("", ""))[1] for step in [*hits, end]]
+    assert ["", '"a"', '"bc"', "", '"d"'] == after
+    assert not end["notes"]
+    assert (2, "d") == (refused.status, name)
+    assert "no probe can be set on do_int3" in refused.err

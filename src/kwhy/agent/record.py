@@ -120,6 +120,9 @@ class Recording(object):
         self._pids()
         self.mark("filters")
         self._enable_events()
+        failed = [probe for probe in self.probes if not probe["ok"]]
+        if failed and params.get("strict"):
+            raise AgentError("feature", str(failed[0].get("error")), "probe")
         self.mark("events")
         self.request.check()
         if self.tracer != "nop":

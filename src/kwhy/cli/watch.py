@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from kwhy.errors import FeatureError, UsageError
 
 if TYPE_CHECKING:
     from kwhy.case.live import LiveEvidence
-    from kwhy.emulate.picture import Picture
+    from kwhy.emulate.picture import Picture, Sight
     from kwhy.link import Link
     from kwhy.report.watch import Moment
 
@@ -24,6 +25,7 @@ HELP = (
 KEY = ("Enter",)
 """The step that somebody makes who is watching."""
 SEPARATOR = "---"
+FUNCTION = re.compile(r"(\w+:)?[A-Za-z_][\w.]*(\+(0x)?[0-9a-f]+)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("expression", metavar="EXPR", help="C-like: variables, fields, casts, *x")
     parser.add_argument(
         "--depth", metavar="N", type=int, default=2, help="follow pointers N times (2)"
+    )
+    parser.add_argument(
+        "--at", metavar="FUNC", help="also at each entry of this kernel function by the command"
     )
     parser.add_argument("--pin", metavar="CPU", type=int, help="run the commands on this CPU")
     parser.add_argument("--repeat", metavar="N", type=int, default=1, help="do it all N times")
@@ -48,13 +53,16 @@ def run(args: argparse.Namespace) -> int:
     if args.depth < 0 or args.repeat < 1:
         raise UsageError("--depth takes 0 or more, --repeat 1 or more")
     steps = _steps(args.command)
+    if args.at is not None and (not steps or not FUNCTION.fullmatch(args.at)):
+        raise UsageError("--at takes a kernel function (MODULE:NAME, NAME+OFFSET) and a command")
     check_put_files(args.put)
     with connect(args, probe=False) as link:
         for put in args.put:
             link.put(put.local, put.remote)
         evidence = LiveEvidence(link)
         evidence.facts.question = {"verb": "watch", "expression": args.expression}
-        moments = list(_moments(link, evidence, args, steps * args.repeat))
+        take = _moments if args.at is None else _moments_at
+        moments = list(take(link, evidence, args, steps * args.repeat))
         return _give(args.expression, moments, evidence, args)
 
 
@@ -66,11 +74,13 @@ def explain_saved(case: Any, args: argparse.Namespace) -> int:
     moments: list[Moment] = []
     before: Picture = {}
     for kept in case.facts.extra.get("pictures") or ():
-        after = kept["picture"]
+        hit = kept.get("hit")
+        after = {**before, **kept["picture"]} if hit else kept["picture"]
         if kept["step"] is not None:
+            words, notes = tuple(kept["step"]), tuple(kept.get("notes") or ())
             changes = differences(before, after)
             moments.append(
-                Moment(tuple(kept["step"]), kept["status"], kept["output"], changes, len(after))
+                Moment(words, kept["status"], kept["output"], changes, len(after), hit, notes)
             )
         before = after
     return _give(str(case.facts.question.get("expression")), moments, case, args)
@@ -122,6 +132,48 @@ def _moments(
         before = after
 
 
+def _moments_at(
+    link: "Link", evidence: "LiveEvidence", args: argparse.Namespace, steps: list[list[str]]
+) -> "Iterator[Moment]":
+    """The steps, each with the hits of ``--at`` before its end."""
+    from kwhy.emulate import hits
+    from kwhy.emulate.picture import differences
+    from kwhy.report.watch import Moment
+
+    kept: list[Any] = []
+    evidence.facts.extra["pictures"] = kept
+    pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
+    for words in steps:
+        kernel, sight = _look(evidence, args)
+        planned = hits.plan(sight)
+        if not planned.runs:
+            raise UsageError(f"{args.expression} has no value in memory to read at {args.at}")
+        found = hits.record(link, planned, args.at, [*pinned, *words], args.timeout or 600.0)
+        before = sight.values
+        if not kept:
+            kept.append({"step": None, "picture": before})
+        chosen = found.hits[: hits.MAX_HITS]
+        for hit, seen in zip(
+            chosen, hits.at_hits(kernel.evidence.pages, planned, chosen), strict=True
+        ):
+            where = {"function": args.at, "time": hit.time, "cpu": hit.cpu, "tid": hit.tid}
+            entry = {"step": list(words), "status": 0, "output": "", "picture": seen, "hit": where}
+            kept.append(entry)
+            after = {**before, **seen}
+            yield Moment(tuple(words), 0, "", differences(before, after), len(after), where)
+            before = after
+        after = _picture(evidence, args)
+        notes = hits.remarks(args.at, planned, found)
+        kept.append(
+            {"step": list(words), "status": found.status, "output": found.output,
+             "picture": after, "notes": notes}
+        )  # fmt: skip
+        changes = differences(before, after)
+        yield Moment(
+            tuple(words), found.status, found.output, changes, len(after), None, tuple(notes)
+        )
+
+
 def _ran(
     link: "Link", args: argparse.Namespace, steps: list[list[str]]
 ) -> Iterator[tuple[Sequence[str], int, str]]:
@@ -141,13 +193,17 @@ def _pressed() -> Iterator[tuple[Sequence[str], int, str]]:
 
 
 def _picture(evidence: "LiveEvidence", args: argparse.Namespace) -> "Picture":
+    return _look(evidence, args)[1].values
+
+
+def _look(evidence: "LiveEvidence", args: argparse.Namespace) -> "tuple[Any, Sight]":
     """On a fresh reading of the memory; what is the same at all times is kept."""
     from kwhy.cli.connect import read_again
-    from kwhy.emulate.picture import take
+    from kwhy.emulate.picture import look
     from kwhy.kernel.model import open_kernel
 
     kernel = open_kernel(read_again(evidence), *places(args))
-    return take(kernel, args.expression, args.depth, args.pin or 0)
+    return kernel, look(kernel, args.expression, args.depth, args.pin or 0)
 
 
 def _run(link: "Link", words: list[str], timeout: float | None) -> tuple[int, str]:

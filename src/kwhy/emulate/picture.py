@@ -6,7 +6,7 @@ compared value by value.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kwhy.emulate.expression import Names, parse_expression
@@ -33,7 +33,21 @@ class Change:
     after: str | None
 
 
+@dataclass(slots=True)
+class Sight:
+    """A picture, and the drgn object behind each of its values."""
+
+    values: Picture = field(default_factory=dict)
+    leaves: dict[str, Any] = field(default_factory=dict)
+    behind: list[Any] = field(default_factory=list)  # structures that pointers of it lead to
+
+
 def take(kernel: Kernel, expression: str, depth: int, cpu: int = 0) -> Picture:
+    """The values of ``look``."""
+    return look(kernel, expression, depth, cpu).values
+
+
+def look(kernel: Kernel, expression: str, depth: int, cpu: int = 0) -> Sight:
     """The value of ``expression`` and what its pointers lead to, at most ``depth`` of them deep.
 
     Paths begin behind the expression, or with the structure: ``page@0xff30.read``.
@@ -41,18 +55,25 @@ def take(kernel: Kernel, expression: str, depth: int, cpu: int = 0) -> Picture:
     """
     program = open_program(kernel)
     root = parse_expression(expression, _names(kernel, program, cpu))
-    out: Picture = {}
+    sight = Sight()
     known = {_identity(root)}
     todo = deque([(root, "", depth)])
     while todo:
         value, path, left = todo.popleft()
-        behind: list[Any] = []
-        _walk(value, path, out, behind)
-        for each in behind if left > 0 else ():
+        sight.behind = []
+        _walk(value, path, sight)
+        for each in sight.behind if left > 0 else ():
             if _identity(each) not in known:
                 known.add(_identity(each))
                 todo.append((each, _label(each), left - 1))
-    return out
+    return sight
+
+
+def read_leaf(path: str, leaf: Any) -> str:
+    """The text of one value, from the memory as it is now."""
+    sight = Sight()
+    _walk(leaf, path, sight)
+    return sight.values[path]
 
 
 def differences(before: Picture, after: Picture) -> list[Change]:
@@ -112,22 +133,25 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _walk(value: Any, path: str, out: Picture, behind: list[Any]) -> None:
-    """Put ``value`` into ``out``, and the structures that its pointers lead to into ``behind``."""
+def _walk(value: Any, path: str, sight: Sight) -> None:
+    """Put ``value`` into ``sight``, and the structures that its pointers lead to."""
     import drgn
 
+    out = sight.values
     if len(out) >= MAX_VALUES:
         out["…"] = f"cut off after {MAX_VALUES} values"
         return
     kind = _plain(value.type_)
     try:
         if kind.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION):
-            _members(value, kind, path, out, behind)
+            _members(value, kind, path, sight)
         elif kind.kind == drgn.TypeKind.ARRAY:
-            _elements(value, kind, path, out, behind)
+            _elements(value, kind, path, sight)
         elif kind.kind == drgn.TypeKind.POINTER:
-            out[path] = _pointer(value, kind, behind)
+            sight.leaves[path] = value
+            out[path] = _pointer(value, kind, sight.behind)
         elif kind.kind != drgn.TypeKind.FUNCTION:
+            sight.leaves[path] = value
             out[path] = value.format_(type_name=False)
     except drgn.FaultError as error:
         out[path] = f"unreadable at {error.address:#x}"
@@ -137,13 +161,13 @@ def _walk(value: Any, path: str, out: Picture, behind: list[Any]) -> None:
         out[path] = f"not shown: {error}"
 
 
-def _members(value: Any, kind: Any, path: str, out: Picture, behind: list[Any]) -> None:
+def _members(value: Any, kind: Any, path: str, sight: Sight) -> None:
     for member in kind.members or ():
         if member.name is None:
-            _walk(drgn_member(value, member), path, out, behind)
+            _walk(drgn_member(value, member), path, sight)
         else:
             inner = f"{path}.{member.name}" if path else member.name
-            _walk(value.member_(member.name), inner, out, behind)
+            _walk(value.member_(member.name), inner, sight)
 
 
 def drgn_member(value: Any, member: Any) -> Any:
@@ -155,17 +179,18 @@ def drgn_member(value: Any, member: Any) -> Any:
     )
 
 
-def _elements(value: Any, kind: Any, path: str, out: Picture, behind: list[Any]) -> None:
+def _elements(value: Any, kind: Any, path: str, sight: Sight) -> None:
     import drgn
 
     if kind.length is None:
         return
     element = kind.type
     if element.kind == drgn.TypeKind.INT and element.size == 1 and element.name == "char":
-        out[path] = value.format_(type_name=False)
+        sight.leaves[path] = value
+        sight.values[path] = value.format_(type_name=False)
         return
     for index in range(min(kind.length, MAX_ELEMENTS)):
-        _walk(value[index], f"{path}[{index}]", out, behind)
+        _walk(value[index], f"{path}[{index}]", sight)
 
 
 def _pointer(value: Any, kind: Any, behind: list[Any]) -> str:

@@ -21,7 +21,8 @@ and as ``link.stream(op, **params)``, an iterator of messages that ends with kin
             "started" {pid}, "out"/"err" with data, "end" {status, timed_out}
 ``record``  the command as for ``spawn``, or pid; tracer="function"|"function_graph"|"nop",
             events=[..], syscalls=True, event_filters={event or probe name: condition},
-            probes=[kprobe_events definitions], filter=[functions], notrace=[..], graph=[..],
+            probes=[kprobe_events definitions], strict=False (True: nothing runs unless all of them
+            are armed), filter=[functions], notrace=[..], graph=[..],
             options={trace option: bool}, buffer_kb (over all CPUs), clock="mono",
             seconds (then the command is killed), linger=2.0 (that descendants may outlive it),
             hold (s that the command's first task is kept at its exit, until ``stop``).

@@ -1,7 +1,7 @@
 """What each step changed of a data structure, value by value."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +14,19 @@ SCHEMA = "kwhy.watch/1"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A step: its command, how it ended (negative: a signal), and what it changed of the values."""
+    """A step: its command, how it ended (negative: a signal), and what it changed of the values.
+
+    With ``hit`` (function, time in ns, cpu, tid) it is a moment while the command ran; the changes
+    are those since the moment before.
+    """
 
     command: tuple[str, ...]
     status: int
     output: str
     changes: Sequence[Change]
     values: int
+    hit: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def render(expression: str, moments: Sequence[Moment], width: int = 80) -> Page:
@@ -28,8 +34,25 @@ def render(expression: str, moments: Sequence[Moment], width: int = 80) -> Page:
     page = Page(width=max(40, width))
     seen = moments[-1].values if moments else 0
     page.write((f"{expression}", "bold"), (f": {words.count(seen, 'value')}", ""))
-    for number, moment in enumerate(moments, 1):
-        _moment(page, number, moment)
+    number, quiet, hit = 1, 0, 0
+    begun = 0
+    for moment in moments:
+        if moment.hit is None:
+            if quiet:
+                still = f"{words.count(quiet, 'hit')} at which nothing had changed"
+                page.write((still, "dim"), indent=3)
+            _moment(page, number, moment)
+            number, quiet, hit = number + 1, 0, 0
+            continue
+        hit += 1
+        begun = begun if hit > 1 else moment.hit["time"]
+        if moment.changes:
+            after = (moment.hit["time"] - begun) / 1e6
+            where = f"  thread {moment.hit['tid']}, CPU {moment.hit['cpu']}, +{after:.3f} ms"
+            page.heading(f"{number}.{hit} {moment.hit['function']}", where)
+            _changes(page, moment)
+        else:
+            quiet += 1
     return page
 
 
@@ -45,6 +68,12 @@ def _moment(page: Page, number: int, moment: Moment) -> None:
     page.heading(f"{number}. {shlex.join(moment.command)}", ended)
     if not moment.changes:
         page.write(("nothing changed", "dim"), indent=3)
+    _changes(page, moment)
+    for note in moment.notes:
+        page.write((note, "dim"), indent=3, hang=7)
+
+
+def _changes(page: Page, moment: Moment) -> None:
     gone: dict[str, None] = {}
     for change in moment.changes:
         structure, _, field = change.path.partition(".")
@@ -75,6 +104,8 @@ def as_json(expression: str, moments: Sequence[Moment]) -> dict[str, Any]:
                 "command": list(moment.command),
                 "status": moment.status,
                 "changes": [asdict(change) for change in moment.changes],
+                "hit": None if moment.hit is None else dict(moment.hit),
+                "notes": list(moment.notes),
             }
             for moment in moments
         ],
