@@ -96,7 +96,7 @@ def test_what_has_no_room_is_named() -> None:
     assert hits.MAX_ARGUMENTS == len(planned.runs)
     assert ["w[128]", "w[129]", "bits", "name"] == planned.left_out
     assert len(planned.definition("x" * 100)) < 4096  # a line of kprobe_events
-    (note,) = hits.remarks("f", planned, hits.Found([hits.Hit(1, 0, 9, ())], 0, 0, ""))
+    (note,) = hits.remarks("f", planned, [hits.Hit(1, 0, 9, ())], 0)
     assert "4 of 132 values were not read at the hits" in note
 
 

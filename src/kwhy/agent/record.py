@@ -333,11 +333,15 @@ class Recording(object):
     def _held(self) -> bool:
         return self.holder is not None and self.holder.held()
 
+    def _kept(self) -> bool:
+        """Whether the command stays at its exit: it came there by itself, and nothing else runs."""
+        return self._held() and self.ended == "exit"
+
     def _status(self) -> Optional[Dict[str, Any]]:
         """How the command ended, or will when it is let go."""
         if self.child is None:
             return None
-        if self.child.status is None and self.holder is not None and self.holder.held():
+        if self.child.status is None and self.holder is not None and self._held():
             return self.child.describe(self.holder.status or 0)
         return self.child.status
 
@@ -365,12 +369,12 @@ class Recording(object):
         if self.reader is not None:
             while self.reader.sweep(self.request, True):
                 self.request.check()
-        if self.user is not None and self._held():
+        if self.user is not None and self._kept():
             snapshots, data = self.user.collected()
             self.request.send("user", {"snapshots": snapshots}, data)
         result = {
             "status": self._status(),
-            "held": self._held() and self.ended == "exit",
+            "held": self._kept(),
             "ended": self.ended,
             "timed_out": self.ended == "timeout",
             "lost": pages.lost_events(counts),
@@ -386,7 +390,7 @@ class Recording(object):
         """End the hold: when the desk asks (``stop``), is gone, or the time is up."""
         if self.holder is None:
             return
-        if self._held() and self.ended == "exit":
+        if self._kept():
             self.request.stop.wait(float(self.params.get("hold") or 0))
         self.holder.release()
 

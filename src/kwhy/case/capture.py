@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from kwhy.case.evidence import PAGE, Round
 from kwhy.case.live import LiveEvidence
-from kwhy.errors import LinkError
+from kwhy.errors import FeatureError, LinkError, UsageError
 
 TAIL = 4096
 HOLD = 60.0
@@ -38,7 +40,7 @@ def user_blob(index: int) -> str:
 class Streamer(Protocol):
     """The part of a ``kwhy.link`` Link that is used here."""
 
-    def stream(self, op: str, *, timeout: float | None = None, **params: Any) -> Any: ...
+    def stream(self, op: str, *, timeout: float | None, **params: Any) -> Any: ...
 
 
 @contextlib.contextmanager
@@ -123,6 +125,54 @@ def record_round(
                 _ended(round_, message.header)
                 return
     raise LinkError("the target ended the recording without a result; try again")
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a command did under one probe: raw ring-buffer pages by CPU, the text of the probe's
+    format file, events that were lost, its status (as the shell has it; a signal is negative) and
+    the end of its output."""
+
+    pages: dict[int, bytes]
+    format_text: str
+    lost: int
+    status: int
+    output: str
+
+
+def record_probe(link: Streamer, definition: str, argv: Sequence[str], seconds: float) -> Probed:
+    """Run a command (killed after ``seconds``) with one probe event, given as kprobe_events takes
+    it, and nothing else recorded.
+
+    Raises UsageError when the kernel refuses the probe, or the command cannot be started.
+    """
+    pages: dict[int, list[bytes]] = {}
+    output, text = b"", ""
+    round_ = Round(command=list(argv))
+    params: dict[str, Any] = {
+        "argv": list(argv), "tracer": "nop", "syscalls": False, "strict": True, "seconds": seconds,
+        "probes": [definition],
+    }  # fmt: skip
+    try:
+        with link.stream("record", timeout=None, **params) as stream:
+            for message in stream:
+                if message.kind == "armed":
+                    text = next(iter(json.loads(message.data).values()))
+                elif message.kind == "pages":
+                    pages.setdefault(int(message.header["cpu"]), []).append(message.data)
+                elif message.kind in ("out", "err"):
+                    output = (output + message.data)[-TAIL:]
+                elif message.kind == "end":
+                    _ended(round_, message.header)
+    except FeatureError as error:
+        if error.feature != "probe":
+            raise
+        raise UsageError(f"the probe {definition.split()[1]} cannot be set: {error}") from None
+    if problem := round_.extra.get("exec_errno"):
+        raise UsageError(f"cannot run {argv[0]!r}: {os.strerror(int(str(problem)))}")
+    whole = {cpu: b"".join(parts) for cpu, parts in pages.items()}
+    status = round_.status or 0
+    return Probed(whole, text, sum(round_.lost.values()), status, output.decode("utf-8", "replace"))
 
 
 def _armed(evidence: LiveEvidence, round_: Round, message: Any) -> None:

@@ -93,12 +93,6 @@ class LiveEvidence(Remembering):
         self._missing.clear()
         self.prefetch([(page, PAGE) for page in old])
 
-    def blob(self, name: str) -> bytes | None:
-        """A named fact; None if the target does not have it (or may not give it)."""
-        if name not in self.blobs:
-            self.blobs[name] = self._blob(name)
-        return self.blobs[name]
-
     def _blob(self, name: str) -> bytes | None:
         keep = name in _IMMUTABLE and bool(self.facts.build_id)
         if keep and (data := diskcache.load(self.facts.build_id, name)) is not None:

@@ -86,13 +86,8 @@ class ProgramEvidence(Remembering):
             raise InputError(f"{self._name}: it is damaged: {one_line(error)}") from error
         return data
 
-    def blob(self, name: str) -> bytes | None:
+    def _blob(self, name: str) -> bytes | None:
         """ "vmcoreinfo", "kallsyms" and "btf/NAME", as a live target would give them."""
-        if name not in self.blobs:
-            self.blobs[name] = self._make(name)
-        return self.blobs[name]
-
-    def _make(self, name: str) -> bytes | None:
         if name == "vmcoreinfo":
             return self._info.encode()
         if self._is_this_host() and (found := _own_file(name)):

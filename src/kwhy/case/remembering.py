@@ -17,6 +17,14 @@ class Remembering:
         self.blobs: dict[str, bytes | None] = {}
         self.answers: dict[str, JSON] = {}
 
+    def blob(self, name: str) -> bytes | None:
+        """A named fact; None if the target does not have it (or may not give it)."""
+        return self.derived(name, lambda: self._blob(name))
+
+    def _blob(self, name: str) -> bytes | None:
+        """What the maker knows of a blob that nobody asked for before."""
+        return None
+
     def derived(self, name: str, compute: Callable[[], bytes | None]) -> bytes | None:
         """A binary fact worked out at the desk: computed once, then part of the case."""
         if name not in self.blobs:

@@ -132,7 +132,6 @@ def _recorded(
 ) -> Iterator[None]:
     """One more round in the evidence; the command is kept at its exit for as long as it can be."""
     from kwhy.case.capture import record_round
-    from kwhy.diagnose.again import reread
 
     recording = record_round(
         evidence,
@@ -149,8 +148,6 @@ def _recorded(
         if problem:
             evidence.rounds.pop()
             raise NotStarted(command, os.strerror(int(str(problem))))
-        if round_.extra.get("held"):
-            reread(session.kernel)
         yield
 
 

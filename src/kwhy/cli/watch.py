@@ -25,6 +25,8 @@ HELP = (
 KEY = ("Enter",)
 """The step that somebody makes who is watching."""
 SEPARATOR = "---"
+PATIENCE = 600.0
+"""Seconds that a command may run under --at without --timeout."""
 FUNCTION = re.compile(r"(\w+:)?[A-Za-z_][\w.]*(\+(0x)?[0-9a-f]+)?")
 
 
@@ -136,6 +138,7 @@ def _moments_at(
     link: "Link", evidence: "LiveEvidence", args: argparse.Namespace, steps: list[list[str]]
 ) -> "Iterator[Moment]":
     """The steps, each with the hits of ``--at`` before its end."""
+    from kwhy.case.capture import record_probe
     from kwhy.emulate import hits
     from kwhy.emulate.picture import differences
     from kwhy.report.watch import Moment
@@ -148,11 +151,15 @@ def _moments_at(
         planned = hits.plan(sight)
         if not planned.runs:
             raise UsageError(f"{args.expression} has no value in memory to read at {args.at}")
-        found = hits.record(link, planned, args.at, [*pinned, *words], args.timeout or 600.0)
+        ran = record_probe(
+            link, planned.definition(args.at), [*pinned, *words], args.timeout or PATIENCE
+        )
+        count = len(planned.addresses())
+        found = hits.read_hits(ran.pages, link.blob("header_page"), ran.format_text, count)
         before = sight.values
         if not kept:
             kept.append({"step": None, "picture": before})
-        chosen = found.hits[: hits.MAX_HITS]
+        chosen = found[: hits.MAX_HITS]
         for hit, seen in zip(
             chosen, hits.at_hits(kernel.evidence.pages, planned, chosen), strict=True
         ):
@@ -163,14 +170,14 @@ def _moments_at(
             yield Moment(tuple(words), 0, "", differences(before, after), len(after), where)
             before = after
         after = _picture(evidence, args)
-        notes = hits.remarks(args.at, planned, found)
+        notes = hits.remarks(args.at, planned, found, ran.lost)
         kept.append(
-            {"step": list(words), "status": found.status, "output": found.output,
+            {"step": list(words), "status": ran.status, "output": ran.output,
              "picture": after, "notes": notes}
         )  # fmt: skip
         changes = differences(before, after)
         yield Moment(
-            tuple(words), found.status, found.output, changes, len(after), None, tuple(notes)
+            tuple(words), ran.status, ran.output, changes, len(after), None, tuple(notes)
         )
 
 

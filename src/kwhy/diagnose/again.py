@@ -64,13 +64,6 @@ class Refused:
     note: str
 
 
-def reread(kernel: Kernel) -> None:
-    """Read all memory again that was read before and may be another now: all but code."""
-    if isinstance(kernel.evidence, Moving):
-        start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
-        kernel.evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
-
-
 def user_pages(snapshots: Any, pages: bytes, record: SyscallRecord) -> dict[int, bytes]:
     """The pages of user memory taken as ``record``'s call returned; {} when there are none."""
     found: dict[int, bytes] = {}
@@ -93,9 +86,9 @@ def execute(
 ) -> Again | Refused:
     """Execute a recorded call again, watching the branches at these addresses."""
     try:
-        caller = _caller(kernel, record)
         if isinstance(kernel.evidence, Moving):
-            _settle(caller, record, held, kernel.evidence)
+            _settle(kernel, record, held, kernel.evidence)
+        caller = _caller(kernel, record)
         run = replay(caller, record, code, watch=branches, user=held.user)
     except KwhyError as error:
         return Refused(f"the call was not executed again offline: {error}")
@@ -116,20 +109,22 @@ def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
         return Caller(kernel, task=record.pid)
 
 
-def _settle(caller: Caller, record: SyscallRecord, held: Held, evidence: Moving) -> None:
+def _settle(kernel: Kernel, record: SyscallRecord, held: Held, evidence: Moving) -> None:
     """Read memory until all that the call needs is of one moment, or the patience is at its end.
 
-    Pages read one after the other while their kernel goes on can contradict each other (the free
-    pages of a CPU, above all). So those of a run that wanted more pages are all read again, in one
-    request, for the next.
+    What was read before the call is another now. And pages read one after the other while their
+    kernel goes on can contradict each other: the free pages of a CPU above all, the tree of the
+    tasks. So those of a run that wanted more pages are all read again for the next, in one request.
     """
-    end = time.monotonic() + PATIENCE
+    start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
+    deadline = time.monotonic() + PATIENCE
     for _ in range(ATTEMPTS):
+        evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
         known = len(evidence.pages)
-        enter(caller, record, held.user)
-        if len(evidence.pages) == known or time.monotonic() > end:
-            break
-        reread(caller.kernel)
+        with contextlib.suppress(KwhyError):  # of this reading only: the last one is what counts
+            enter(_caller(kernel, record), record, held.user)
+        if len(evidence.pages) == known or time.monotonic() > deadline:
+            return
 
 
 def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collection[int]) -> Again:

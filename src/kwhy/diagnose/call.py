@@ -16,6 +16,7 @@ from kwhy.kernel.model import Kernel
 from kwhy.verdict import Evidence as Account
 from kwhy.verdict import KernelId
 from kwhy.verdict.call import Called, CallVerdict, Executed, Out, Value, Write
+from kwhy.verdict.common import noted
 
 MAX_WRITES = 200
 _LONGEST = 200
@@ -286,19 +287,19 @@ def _compared(
     ]
     if not changed:
         note = f"{len(touched)} pages were read twice and were the same"
-        return _noted(verdict, note)
+        return noted(verdict, note)
     other = _run(caller.on(fresh), question)
     second = shown(other.scene, other.result) if other.result is not None else None
     told = f"{len(changed)} of {len(touched)} pages changed between two readings"
     same = other.end == outcome.end and second == verdict.ret
     if same:
-        return _noted(verdict, f"{told}; both give the same result")
+        return noted(verdict, f"{told}; both give the same result")
     text = second.value if second else f"no result: {other.end.reason}"
     note = f"{told}, and the second gives another result: {text}"
     results = tuple(v for v in (verdict.ret, second) if v is not None)
     if len(results) < 2:
-        return replace(_noted(verdict, note), confidence="unknown")
-    return replace(_noted(verdict, note), confidence="ambiguous", candidates=results)
+        return replace(noted(verdict, note), confidence="unknown")
+    return replace(noted(verdict, note), confidence="ambiguous", candidates=results)
 
 
 def _page(evidence: Evidence, page: int) -> bytes | None:
@@ -306,8 +307,3 @@ def _page(evidence: Evidence, page: int) -> bytes | None:
         return evidence.read(page, PAGE)
     except MissingMemory:
         return None
-
-
-def _noted(verdict: CallVerdict, note: str) -> CallVerdict:
-    account = verdict.evidence
-    return replace(verdict, evidence=replace(account, notes=(*account.notes, note)))

@@ -15,6 +15,7 @@ from kwhy.record.errno import errno_name
 from kwhy.record.model import SyscallRecord
 from kwhy.verdict import Candidate, FailedCall, KernelId, OtherFailure, Verdict
 from kwhy.verdict import Evidence as Account
+from kwhy.verdict.common import doubt, noted
 
 MAX_CANDIDATES = 32
 
@@ -45,7 +46,7 @@ def explain_call(
     code = code or Code(kernel, arch)
     base = _base(kernel, record, account or Account(rounds=1), others, kmsg)
     if held is not None and record.name == "ptrace":
-        base = _noted(base, TRACED)
+        base = noted(base, TRACED)
     first = analyse(kernel, arch, code, record, probed(code, record, probes or {}))
     verdict = _verdict(kernel, base, first)
     if held is None or not _leaves_open(verdict) or record.entry is None:
@@ -56,10 +57,10 @@ def explain_call(
         settled = _verdict(kernel, base, second)
         if _surer(settled, verdict):
             account = replace(settled.evidence, emulated=again.instructions)
-            return _noted(replace(settled, evidence=account), again.note), second
+            return noted(replace(settled, evidence=account), again.note), second
         note = "the call was executed again offline; that left as many candidates"
-        return _noted(verdict, note), first
-    return _noted(verdict, again.note), first
+        return noted(verdict, note), first
+    return noted(verdict, again.note), first
 
 
 def _leaves_open(verdict: Verdict) -> bool:
@@ -68,17 +69,10 @@ def _leaves_open(verdict: Verdict) -> bool:
 
 def _surer(verdict: Verdict, than: Verdict) -> bool:
     """Whether a verdict leaves less open than another."""
-    return _open(verdict) < _open(than)
-
-
-def _open(verdict: Verdict) -> tuple[int, int]:
-    grade = ("observed", "deduced", "ambiguous", "unknown").index(verdict.confidence)
-    return grade, len(verdict.candidates)
-
-
-def _noted(verdict: Verdict, note: str) -> Verdict:
-    account = verdict.evidence
-    return replace(verdict, evidence=replace(account, notes=(*account.notes, note)))
+    left, left_before = (
+        (doubt(each.confidence), len(each.candidates)) for each in (verdict, than)
+    )
+    return left < left_before
 
 
 def _verdict(kernel: Kernel, base: Verdict, analysis: Analysis) -> Verdict:

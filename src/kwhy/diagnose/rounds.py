@@ -18,6 +18,7 @@ from kwhy.record.rank import Ranked, rank
 from kwhy.record.recording import Recording, read_recording
 from kwhy.verdict import Evidence as Account
 from kwhy.verdict import OtherFailure, Verdict
+from kwhy.verdict.common import doubt
 
 MAX_OTHERS = 12
 MAX_SCAN = 200
@@ -88,7 +89,7 @@ def answer(session: Session) -> Answer:
         found = _in_round(session, index, first)
         if found is None:
             continue
-        if best is None or _grade(found) > _grade(best):
+        if best is None or _doubt(found) < _doubt(best):
             best = found
         if best.verdict.confidence == "observed":
             break
@@ -118,8 +119,8 @@ def _nothing(session: Session) -> str:
     return f"no system call failed ({total} were made); nothing to explain"
 
 
-def _grade(found: Answer) -> int:
-    return ["unknown", "ambiguous", "deduced", "observed"].index(found.verdict.confidence)
+def _doubt(found: Answer) -> int:
+    return doubt(found.verdict.confidence)
 
 
 def _in_round(

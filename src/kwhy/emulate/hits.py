@@ -5,16 +5,12 @@ that the picture was taken from, they give its values at that moment. The places
 picture before: what a pointer leads to that changed meanwhile is not among them.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kwhy.case.evidence import PAGE
 from kwhy.emulate.picture import Picture, Sight, read_leaf
-from kwhy.errors import FeatureError, UsageError
-from kwhy.link import Link
 from kwhy.record.formats import columns, of_type, parse_format
 from kwhy.record.pages import decode_pages, page_layout
 
@@ -141,62 +137,13 @@ def at_hits(memory: dict[int, bytes], planned: Plan, hits: Sequence[Hit]) -> lis
     return pictures
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a command did: its hits, those that the buffer lost, its status and last output."""
-
-    hits: list[Hit]
-    lost: int
-    status: int
-    output: str
-
-
-def record(
-    link: Link, planned: Plan, function: str, argv: Sequence[str], seconds: float
-) -> Found:
-    """Run a command (killed after ``seconds``) and have its hits of ``function`` recorded.
-
-    Raises UsageError when the function cannot be probed, or the command not be started.
-    """
-    pages: dict[int, list[bytes]] = {}
-    output, text = b"", ""
-    header: dict[str, Any] = {}
-    params: dict[str, Any] = {
-        "argv": list(argv), "tracer": "nop", "syscalls": False, "strict": True, "seconds": seconds,
-        "probes": [planned.definition(function)],
-    }  # fmt: skip
-    try:
-        with link.stream("record", timeout=None, **params) as stream:
-            for message in stream:
-                if message.kind == "armed":
-                    text = next(iter(json.loads(message.data).values()))
-                elif message.kind == "pages":
-                    pages.setdefault(int(message.header["cpu"]), []).append(message.data)
-                elif message.kind in ("out", "err"):
-                    output = (output + message.data)[-4096:]
-                elif message.kind == "end":
-                    header = message.header
-    except FeatureError as error:
-        if error.feature != "probe":
-            raise
-        raise UsageError(f"no probe can be set on {function}: {error}") from None
-    status = header.get("status") or {}
-    if status.get("exec_errno"):
-        raise UsageError(f"cannot run {argv[0]!r}: {os.strerror(int(status['exec_errno']))}")
-    code = status.get("code")
-    whole = {cpu: b"".join(parts) for cpu, parts in pages.items()}
-    found = read_hits(whole, link.blob("header_page"), text, len(planned.addresses()))
-    ended = -int(status.get("signal") or 0) if code is None else int(code)
-    return Found(found, int(header.get("lost") or 0), ended, output.decode("utf-8", "replace"))
-
-
-def remarks(function: str, planned: Plan, found: Found) -> list[str]:
-    """What the hits do not tell."""
-    notes = [] if found.hits else [f"the command never came to {function}"]
-    if len(found.hits) > MAX_HITS:
-        notes.append(f"only the first {MAX_HITS} of {len(found.hits)} hits are told")
-    if found.lost:
-        notes.append(f"{found.lost} hits were lost: they came faster than they could be read")
+def remarks(function: str, planned: Plan, hits: Sequence[Hit], lost: int) -> list[str]:
+    """What the hits do not tell; ``lost``: how many the buffer had no room for."""
+    notes = [] if hits else [f"the command never came to {function}"]
+    if len(hits) > MAX_HITS:
+        notes.append(f"only the first {MAX_HITS} of {len(hits)} hits are told")
+    if lost:
+        notes.append(f"{lost} hits were lost: they came faster than they could be read")
     if planned.left_out:
         few = ", ".join(planned.left_out[:4]) + (", …" if len(planned.left_out) > 4 else "")
         total = len(planned.left_out) + len(planned.leaves)

@@ -23,6 +23,7 @@ from kwhy.flow.state import (
     decide,
     evaluate,
     forget_memory,
+    keep,
     split,
 )
 from kwhy.flow.terms import (
@@ -304,6 +305,8 @@ class Explorer:
         def wanted(term: Any) -> bool:
             if term in used:
                 return True
+            if not isinstance(term, tuple):
+                return False
             if term[0] == "pair":
                 return wanted(term[1]) and wanted(term[2])
             inner = term[2] if term[0] == "low" else term
@@ -311,8 +314,8 @@ class Explorer:
                 isinstance(inner, tuple) and inner[0] == "ret" and isinstance(inner[2], int)
             )
 
-        state.facts = _kept(state.facts, wanted)
-        state.seen = _kept(state.seen, wanted)
+        state.facts = keep(state.facts, wanted)
+        state.seen = keep(state.seen, wanted)
 
     def _key(self, node: Node) -> Any:
         live = self.function.live.get(node.segment.start, frozenset())
@@ -556,11 +559,6 @@ def is_error(value: Term) -> bool:
     return isinstance(value, int) and (
         0 < (1 << 64) - value <= 4095 or 0 < (1 << 32) - value <= 4095
     )
-
-
-def _kept(facts: Facts, wanted: Callable[[Any], bool]) -> Facts:
-    kept = {k: v for k, v in facts.items() if isinstance(k, tuple) and wanted(k)}
-    return kept if len(kept) != len(facts) else facts
 
 
 def entry_state(

@@ -215,6 +215,9 @@ def _renew(state: State, place: Any) -> None:
     def stale(term: Any) -> bool:
         return isinstance(term, tuple) and _refers(term, tagged)
 
+    def lasting(term: Any) -> bool:
+        return not stale(term)
+
     for name, value in state.registers.items():
         if stale(value):
             state.registers[name] = sym("lost", state.frame, ("old", place, name))
@@ -229,13 +232,14 @@ def _renew(state: State, place: Any) -> None:
                 )
                 for offset, (size, value) in cells.items()
             )
-    state.facts = _without(stale, state.facts)
-    state.seen = _without(stale, state.seen)
+    state.facts = keep(state.facts, lasting)
+    state.seen = keep(state.seen, lasting)
 
 
-def _without(stale: Callable[[Any], bool], facts: Facts) -> Facts:
-    old = [key for key in facts if stale(key)]
-    return {k: v for k, v in facts.items() if k not in old} if old else facts
+def keep(facts: Facts, wanted: Callable[[Any], bool]) -> Facts:
+    """The facts whose keys are ``wanted``; the very same object when that is all of them."""
+    kept = {key: value for key, value in facts.items() if wanted(key)}
+    return kept if len(kept) != len(facts) else facts
 
 
 def apply(state: State, effects: tuple[Effect, ...], place: Any) -> None:

@@ -31,13 +31,8 @@ class ImageEvidence(Remembering):
     def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Nothing to do: the file is mapped."""
 
-    def blob(self, name: str) -> bytes | None:
+    def _blob(self, name: str) -> bytes | None:
         """ "btf/vmlinux", "notes" and "vmcoreinfo" as this image would give them."""
-        if name not in self.blobs:
-            self.blobs[name] = self._make(name)
-        return self.blobs[name]
-
-    def _make(self, name: str) -> bytes | None:
         if name == "btf/vmlinux":
             return self._elf.section(".BTF")
         if name == "notes":

@@ -12,7 +12,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin
 
 from kwhy.errors import InputError
 
@@ -60,6 +60,19 @@ class Evidence:
     probes: tuple[str, ...] = ()
     emulated: int = 0
     notes: tuple[str, ...] = ()
+
+
+def noted(answer: T, *notes: str) -> T:
+    """``answer`` (a dataclass with ``evidence``) with these sentences after its notes."""
+    account: Evidence = cast(Any, answer).evidence
+    more = dataclasses.replace(account, notes=(*account.notes, *notes))
+    changed: T = dataclasses.replace(cast(Any, answer), evidence=more)
+    return changed
+
+
+def doubt(confidence: Confidence) -> int:
+    """How unsure an answer is, to compare two: 0 for the surest."""
+    return get_args(Confidence).index(confidence)
 
 
 def to_json(answer: Any) -> JSON:
