@@ -108,13 +108,13 @@ def kdump(guests: Guests, tmp_path: Path) -> Path:
 def test_damaged_elf_headers(elf: Path) -> None:
     """The headers and notes of an ELF dump."""
     ends = _judge(elf, ELF_HEADERS, 1)
-    assert ends[4] > MUTATIONS // 10, ends
+    assert ends[0] < MUTATIONS * 3 // 4, ends  # the damage is felt
 
 
 def test_damaged_kdump_tables(kdump: Path) -> None:
     """The headers, bitmaps and page descriptors of a kdump file."""
     ends = _judge(kdump, 1 << 18, 2)
-    assert ends[4] > MUTATIONS // 20, ends
+    assert ends[0] < MUTATIONS * 3 // 4, ends
 
 
 @pytest.mark.parametrize("kind", ["elf", "kdump"])

@@ -167,7 +167,8 @@ def record_probe(link: Streamer, definition: str, argv: Sequence[str], seconds: 
     except FeatureError as error:
         if error.feature != "probe":
             raise
-        raise UsageError(f"the probe {definition.split()[1]} cannot be set: {error}") from None
+        place = definition.split()[1]
+        raise UsageError(f"no probe can be set on {place}: {error}") from None
     if problem := round_.extra.get("exec_errno"):
         raise UsageError(f"cannot run {argv[0]!r}: {os.strerror(int(str(problem)))}")
     whole = {cpu: b"".join(parts) for cpu, parts in pages.items()}
