@@ -64,16 +64,15 @@ def pages(world):
     return found
 
 
-def facts(world, page):
-    marks = tuple(
-        name
-        for name in ("commit", "tail")
-        if world.field(world.cpu_buffer, CPU_BUFFER, name + "_page") == page
-    )
-    data = world.field(page, PAGE, "page")
-    write = world.field(page, PAGE, "write") & 0xFFFFF
-    commit = world.field(data, DATA, "commit") & 0x3FFFFFFF
-    return marks, write, commit, world.field(page, PAGE, "read")
+def facts(world):
+    """Of each page its address, whether it is the commit and the tail page, and its sizes."""
+    last = world.field(world.cpu_buffer, CPU_BUFFER, "commit_page")
+    tail = world.field(world.cpu_buffer, CPU_BUFFER, "tail_page")
+    for page in pages(world):
+        data = world.field(page, PAGE, "page")
+        write = world.field(page, PAGE, "write") & 0xFFFFF
+        commit = world.field(data, DATA, "commit") & 0x3FFFFFFF
+        yield page, page == last, page == tail, write, commit, world.field(page, PAGE, "read")
 
 
 def state(world):
@@ -84,14 +83,12 @@ def state(world):
     entries = world.field(world.cpu_buffer, CPU_BUFFER, "entries")
     gone = world.field(world.cpu_buffer, CPU_BUFFER, "overrun")
     left = entries - gone - world.field(world.cpu_buffer, CPU_BUFFER, "read")
-    known = [facts(world, page) for page in pages(world)]
-    return (left, tuple((marks, rough(*sizes)) for marks, *sizes in known))
+    return (left, tuple((last, tail, rough(*sizes)) for _, last, tail, *sizes in facts(world)))
 
 
 def show(world):
-    for number, page in enumerate(pages(world)):
-        marks, write, commit, read = facts(world, page)
-        name = "reader" if number == 0 else "head" if number == 1 else ""
-        names = " ".join(filter(None, (name, *marks)))
+    for number, (page, last, tail, write, commit, read) in enumerate(facts(world)):
+        place = "reader" if number == 0 else "head" if number == 1 else ""
+        marks = (place, "commit" if last else "", "tail" if tail else "")
         sizes = f"write {write:#6x} commit {commit:#6x} read {read:#6x}"
-        yield f"page {page & 0xFFFFFF:06x} {sizes}  {names}"
+        yield f"page {page & 0xFFFFFF:06x} {sizes}  {' '.join(filter(None, marks))}"

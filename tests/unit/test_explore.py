@@ -1,5 +1,6 @@
 """The search for a bad state, on a toy; and what becomes of models with errors."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,12 @@ class Toy:
 
     def seal(self) -> None:
         pass
+
+    def recall(self) -> None:
+        return None
+
+    def remember(self, make: Callable[[], bytes]) -> bytes:
+        return make()
 
     def stop(self, why: str) -> None:
         raise Stopped(why)

@@ -3,12 +3,10 @@
 Sources: System V AMD64 ABI; Intel SDM volume 2; arch/x86/mm/extable.c for what a fixup does.
 """
 
-import ctypes
 from collections.abc import Callable
-from typing import Any
 
 import capstone
-from unicorn import UC_ARCH_X86, UC_ERR_OK, UC_HOOK_INSN, UC_MODE_64, Uc, UcError
+from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 from unicorn import x86_const as x86
 
 REGISTERS: dict[str, int] = {
@@ -33,6 +31,7 @@ ENABLED_FLAGS = 0x202
 TRAP = b"\xcc"
 TRAP_VECTOR = 3
 UNDEFINED = b"\x0f\x0b"
+HALT = b"\xf4"
 PKEYS_READ, PKEYS_WRITE = b"\x0f\x01\xee", b"\x0f\x01\xef"
 """rdpkru and wrpkru, which the emulated processor lacks."""
 PKEYS_DEFAULT = 0x55555554
@@ -74,30 +73,7 @@ def engine() -> Uc:
     return uc
 
 
-_COUNTER_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-
-
-def on_counter(uc: Uc, answer: Callable[[], None]) -> list[Any]:
-    """Have ``answer`` set the registers wherever the code reads the time-stamp counter.
-
-    The binding has no such hook. What is returned has to live as long as ``uc``.
-    """
-    from unicorn.unicorn_py3.unicorn import uclib
-
-    def read(_uc: Any, _data: Any) -> int:
-        answer()
-        return 1  # the emulator is not to do it itself
-
-    callback = _COUNTER_CALLBACK(read)
-    for instruction in (x86.UC_X86_INS_RDTSC, x86.UC_X86_INS_RDTSCP):
-        handle = ctypes.c_size_t()
-        status = uclib.uc_hook_add(
-            uc._uch, ctypes.byref(handle), UC_HOOK_INSN, ctypes.cast(callback, ctypes.c_void_p),
-            None, ctypes.c_uint64(1), ctypes.c_uint64(0), ctypes.c_int(instruction),
-        )  # fmt: skip
-        if status != UC_ERR_OK:
-            raise UcError(status)
-    return [callback]
+COUNTER_INSTRUCTIONS = (x86.UC_X86_INS_RDTSC, x86.UC_X86_INS_RDTSCP)
 
 
 def tracer_call(code: bytes, address: int, name: Callable[[int], str | None]) -> bytes | None:

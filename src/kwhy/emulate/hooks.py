@@ -5,6 +5,7 @@ Python's own hooks give identical facts, many times slower.
 
 import ctypes
 import mmap
+import struct
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,12 +38,13 @@ class Hooks(Protocol):
     def track(self) -> Track: ...
 
 
-def attach(uc: Any, memory: Memory, registers: list[int], detail: bool) -> Hooks:
-    """Hooks on ``uc`` that track blocks, and with ``detail`` accesses and ``registers``."""
+def attach(uc: Any, memory: Memory, registers: list[int], detail: bool, halt: int) -> Hooks:
+    """Hooks on ``uc`` that track blocks but for the one at ``halt``, and with ``detail`` accesses
+    and ``registers``."""
     compiled = library()
     if compiled is None:
-        return PythonHooks(uc, memory, registers, detail)
-    return CompiledHooks(compiled, uc, memory, registers, detail)
+        return PythonHooks(uc, memory, registers, detail, halt)
+    return CompiledHooks(compiled, uc, memory, registers, detail, halt)
 
 
 def _hook(uc: Any, kind: int, function: Any, data: Any) -> None:
@@ -60,8 +62,11 @@ def _hook(uc: Any, kind: int, function: Any, data: Any) -> None:
 class PythonHooks:
     """The hooks in Python."""
 
-    def __init__(self, uc: Any, memory: Memory, registers: list[int], detail: bool) -> None:
+    def __init__(
+        self, uc: Any, memory: Memory, registers: list[int], detail: bool, halt: int
+    ) -> None:
         self._uc, self._memory, self._registers, self._detail = uc, memory, registers, detail
+        self._halt = halt
         uc.hook_add(unicorn.UC_HOOK_BLOCK, self._block)
         if detail:
             self._kept = _ON_ACCESS(self._access)
@@ -87,7 +92,7 @@ class PythonHooks:
         return Track(
             blocks[:, 0],
             blocks[:, 1].astype(np.uint32),
-            np.array(self._entry, np.uint64).reshape(len(self._entry), -1),
+            np.array(self._entry, np.uint64).reshape(len(self._entry), len(self._registers)),
             np.array(self._accesses, ACCESS),
             tuple(self._cuts),
         )
@@ -97,6 +102,8 @@ class PythonHooks:
         self._uc.emu_stop()
 
     def _block(self, uc: Any, address: int, size: int, _data: Any) -> None:
+        if address == self._halt:
+            return None
         if len(self._blocks) >= self._limit:
             return self._stop()
         if self._detail:
@@ -128,15 +135,18 @@ class _Log(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in (
             "blocks", "registers", "accesses", "table", "stop", "registers_now", "read_registers",
             "register_ids")),
-        *((name, ctypes.c_uint64) for name in ("n_registers", "detail")),
+        *((name, ctypes.c_uint64) for name in ("n_registers", "detail", "halt")),
     ]  # fmt: skip
+
+
+_BEGIN = struct.Struct("<5Q")  # the first members of struct log
 
 
 class CompiledHooks:
     """The hooks of hooks.c; their tables are memory that is used as it is touched."""
 
     def __init__(
-        self, compiled: Any, uc: Any, memory: Memory, registers: list[int], detail: bool
+        self, compiled: Any, uc: Any, memory: Memory, registers: list[int], detail: bool, halt: int
     ) -> None:
         ids = (*registers, arch.REGISTERS[arch.PC])
         self._ids = (ctypes.c_int * len(ids))(*ids)
@@ -144,11 +154,12 @@ class CompiledHooks:
         self._tables: dict[str, mmap.mmap] = {}
         self._cuts: list[Cut] = []
         self._log = _Log(
-            max_accesses=MAX_ACCESSES, table=ctypes.addressof(memory.table),
+            table=ctypes.addressof(memory.table),
             stop=_address(uclib.uc_emu_stop),
             registers_now=registers_inside(uc, ids) if detail else None,
             read_registers=_address(uclib.uc_reg_read_batch),
             register_ids=ctypes.addressof(self._ids), n_registers=len(registers), detail=detail,
+            halt=halt,
         )  # fmt: skip
         self._table("blocks", 16 * MAX_BLOCKS)
         log, table = ctypes.byref(self._log), ctypes.byref(memory.table)
@@ -174,8 +185,7 @@ class CompiledHooks:
 
     def begin(self, limit: int) -> None:
         """Forget what was tracked; allow ``limit`` blocks."""
-        log = self._log
-        log.limit, log.n_blocks, log.n_accesses, log.full = min(limit, MAX_BLOCKS), 0, 0, 0
+        _BEGIN.pack_into(self._log, 0, min(limit, MAX_BLOCKS), MAX_ACCESSES, 0, 0, 0)
         self._cuts.clear()
 
     def cut(self, address: int) -> None:

@@ -4,19 +4,18 @@ What a machine cannot decide by itself it asks its :class:`Scene`: a page that i
 planted trap, an undefined instruction.  Nothing here knows of kernels.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import unicorn
 from unicorn import UcError
-from unicorn.unicorn_py3.unicorn import uclib
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.evidence import PAGE, MissingMemory
 from kwhy.emulate import hooks
 from kwhy.emulate.memory import Memory, OutOfSlots
+from kwhy.emulate.registers import Counter, Runner
 from kwhy.emulate.track import Track
 from kwhy.errors import KwhyError
 
@@ -59,36 +58,21 @@ class _Event:
     text: str = ""
 
 
-class Registers:
-    """Some registers written, or read, in one call: many times cheaper than one by one."""
-
-    def __init__(self, uc: Any, names: Sequence[str]) -> None:
-        count = len(names)
-        self._words = (ctypes.c_uint64 * count)()
-        start = ctypes.addressof(self._words)
-        ids = (ctypes.c_int * count)(*(arch.REGISTERS[name] for name in names))
-        places = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
-        self._call = (uc._uch, ids, places, count)
-
-    def write(self, *values: int) -> None:
-        """In the order of the names."""
-        self._words[:] = list(values)
-        uclib.uc_reg_write_batch(*self._call)
-
-    def read(self) -> list[int]:
-        """In the order of the names."""
-        uclib.uc_reg_read_batch(*self._call)
-        return self._words[:]
-
-
 GENERAL = arch.GENERAL
+_NONE = (0,) * len(arch.ARGUMENTS)
 _GENERAL_IDS = [arch.REGISTERS[name] for name in GENERAL]
 
 
 class Machine:
-    """One processor on ``memory``. With ``detail`` registers and accesses are tracked too."""
+    """One processor on ``memory``. With ``detail`` registers and accesses are tracked too.
 
-    def __init__(self, memory: Memory, scene: Scene, detail: bool = False) -> None:
+    ``halt``: the address of a halt instruction to which only calls return. Runs until there are
+    cheapest: what was made of the code at another end is made anew each time.
+    """
+
+    def __init__(
+        self, memory: Memory, scene: Scene, detail: bool = False, halt: int = 0
+    ) -> None:
         self.memory = memory
         self.scene = scene
         self._track: Track | None = Track()
@@ -108,12 +92,13 @@ class Machine:
         self._uc.hook_add(unicorn.UC_HOOK_INSN_INVALID, self._invalid)
         for instruction in arch.PORT_INSTRUCTIONS:
             self._uc.hook_add(unicorn.UC_HOOK_INSN, self._port, aux1=instruction)
-        self._entry = Registers(self._uc, (*arch.ARGUMENTS, arch.STACK, arch.FLAGS))
-        self._place = Registers(self._uc, (arch.PC,))
-        self._result = Registers(self._uc, (arch.RESULT,))
-        self._time = Registers(self._uc, arch.COUNTER)
-        self._counter = arch.on_counter(self._uc, self._count)
-        self._hooks = hooks.attach(self._uc, memory, _GENERAL_IDS, detail)
+        self._uc.ctl_exits_enabled(True)
+        self._exits: list[int] = []
+        self._halt = halt
+        self._halted = End("returned", halt)
+        self._runner = Runner(self._uc)
+        self._counter = Counter(self._uc, scene.counter)
+        self._hooks = hooks.attach(self._uc, memory, _GENERAL_IDS, detail, halt)
         # Asked after the compiled hooks, which know the pages that are here already.
         self._uc.hook_add(unicorn.UC_HOOK_TLB_FILL, self._fill)
 
@@ -133,15 +118,12 @@ class Machine:
         self._uc.ctl_remove_cache(address, address + size)
 
     def result(self) -> int:
-        """What a function has returned, in 64 bits."""
-        return self._result.read()[0]
+        """What the function that ran last has returned, in 64 bits."""
+        return self._runner.result
 
     def enter(self, arguments: Sequence[int], stack: int) -> None:
-        """The registers as at a function's entry: ``arguments`` in theirs, the stack pointer."""
-        room = len(arch.ARGUMENTS)
-        values = [value & _MASK for value in arguments[:room]]
-        values += [0] * (room - len(values))
-        self._entry.write(*values, stack, arch.ENABLED_FLAGS)
+        """The registers as at a function's entry: up to six ``arguments``, the stack pointer."""
+        self._runner.give((*arguments, *_NONE[len(arguments) :], stack, arch.ENABLED_FLAGS))
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -177,24 +159,26 @@ class Machine:
         if self._withdrawn != self.memory.withdrawn:
             self._withdrawn = self.memory.withdrawn
             self._uc.ctl(unicorn.UC_CTL_TLB_FLUSH, unicorn.UC_CTL_IO_WRITE)
+        exits = [] if until == self._halt else [until]
+        if exits != self._exits:
+            self._uc.ctl_set_exits(exits)
+            self._exits = exits
         here = start
         while True:
             self._event = None
-            text = ""
-            try:
-                self._uc.emu_start(here, until)
-            except UcError as error:
-                text = str(error)
+            status, here = self._runner.run(here, until)
             if self._error is not None:
                 error_, self._error = self._error, None
                 raise error_
-            (here,) = self._place.read()
             if self._hooks.full:
                 self._event = _Event("bound", here)
             if self._event is None:
+                if not exits and here == until + len(arch.HALT):
+                    return self._halted
                 if here == until:
                     return End("returned", here)
-                return End("unsupported", here, text or "the emulator stopped without a reason")
+                why = str(UcError(status)) if status else "the emulator stopped without a reason"
+                return End("unsupported", here, why)
             self._hooks.cut(self._event.address if self._event.kind == "trap" else here)
             end = self._decide(self._event, here)
             if end is not None:
@@ -258,10 +242,6 @@ class Machine:
     def _invalid(self, uc: Any, _data: Any) -> bool:
         self._event = _Event("undefined", self.get(arch.PC))
         return False
-
-    def _count(self) -> None:
-        value = self.scene.counter()
-        self._time.write(value & 0xFFFFFFFF, value >> 32)
 
     def _port(self, uc: Any, *_rest: Any) -> int:
         self._event = _Event("port", self.get(arch.PC))

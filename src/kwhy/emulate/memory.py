@@ -30,6 +30,8 @@ _LINES = PAGE // _LINE
 _KEPT = 256
 """Dirty pages that stay granted for writing over a rollback: copying them costs less than asking
 for each anew."""
+_FORMATS = {1: "b", 2: "h", 4: "i", 8: "q"}
+"""Of signed numbers by their size, see the module struct; the host is little-endian too."""
 _NORESERVE = 0x4000  # MAP_NORESERVE, asm-generic/mman-common.h; Python does not name it
 
 State = bytes
@@ -92,6 +94,7 @@ class Memory:
         self._compiled = library()
         self._room: Any = (ctypes.c_uint64 * 0)()
         self._slots: dict[int, int] = {}
+        self._readers: dict[tuple[int, bool], Callable[[int], int]] = {}
         self.loaded: set[int] = set()
         """The virtual pages that came from the source."""
         self.withdrawn = 0
@@ -184,14 +187,32 @@ class Memory:
             return self._arena[start : start + size]
         return b"".join(self._arena[at : at + length] for at, length in self._runs(address, size))
 
-    def number(self, address: int, size: int, signed: bool = False) -> int:
-        """A little-endian number as the emulated code would see it. Raises MissingMemory."""
-        inside = address % PAGE
-        slot = self._slots.get(address - inside)
-        if slot is None or inside + size > PAGE:
+    def reader(self, size: int, signed: bool = False) -> Callable[[int], int]:
+        """Reads the (little-endian) number of ``size`` bytes at an address, as the emulated code
+        would see it. Raises MissingMemory."""
+        if (size, signed) not in self._readers:
+            self._readers[size, signed] = self._reader(size, signed)
+        return self._readers[size, signed]
+
+    def _reader(self, size: int, signed: bool) -> Callable[[int], int]:
+        def anyhow(address: int) -> int:
             return int.from_bytes(self.read(address, size), "little", signed=signed)
-        start = slot * PAGE + inside
-        return int.from_bytes(self._arena[start : start + size], "little", signed=signed)
+
+        if size not in _FORMATS:
+            return anyhow
+        slot_of = self._slots.get
+        kind: Any = _FORMATS[size] if signed else _FORMATS[size].upper()
+        numbers: Any = memoryview(self._arena).cast(kind)
+
+        def aligned(address: int) -> int:
+            inside = address % PAGE
+            slot = slot_of(address - inside)
+            if slot is None or inside % size:
+                return anyhow(address)
+            number: int = numbers[(slot * PAGE + inside) // size]
+            return number
+
+        return aligned
 
     def poke(self, address: int, data: bytes) -> None:
         """Change the baseline: part of the scene that is set, not of what the code wrote."""

@@ -48,7 +48,8 @@ class KernelScene:
         self.asked_time = False
         self._free = SCRATCH
         self.memory = Memory(self._page)
-        self.machine = Machine(self.memory, self, detail)
+        self._word = self.memory.reader(8)
+        self.machine = Machine(self.memory, self, detail, RETURN)
         self.percpu = self.percpu_base(cpu)
         self._current = self._place_of("pcpu_hot", "current_task")
         self._given = task is not None
@@ -60,7 +61,7 @@ class KernelScene:
     def _set(self) -> None:
         """The scene: stack, return page, this task on this CPU, interrupts and preemption on."""
         memory = self.memory
-        memory.add(RETURN & -PAGE, b"\xf4" * PAGE, False)
+        memory.add(RETURN & -PAGE, arch.HALT * PAGE, False)
         top = STACK + arch.STACK_SIZE
         for page in range(STACK, top, PAGE):
             memory.add(page, b"")
@@ -112,7 +113,7 @@ class KernelScene:
 
     def word(self, address: int) -> int:
         """Eight bytes of memory as the code would read them now."""
-        return self.memory.number(address, 8)
+        return self._word(address)
 
     def percpu_base(self, cpu: int) -> int:
         """What is added to a per-CPU variable's address. Raises UsageError for no such CPU."""
@@ -374,11 +375,13 @@ class KernelScene:
     def enter(self, function: int, arguments: Sequence[int], limit: int = MAX_BLOCKS) -> End:
         """Call the function at an address with integer arguments, as the convention has it."""
         machine = self.machine
-        count = len(arch.ARGUMENTS)
-        stack = self.stack_top - 8 * (max(0, len(arguments) - count) & 1)
-        for value in reversed(arguments[count:]):
-            stack -= 8
-            self.memory.poke(stack, (value & _MASK).to_bytes(8, "little"))
+        stack, count = self.stack_top, len(arch.ARGUMENTS)
+        if len(arguments) > count:
+            stack -= 8 * (len(arguments) - count & 1)
+            for value in reversed(arguments[count:]):
+                stack -= 8
+                self.memory.poke(stack, (value & _MASK).to_bytes(8, "little"))
+            arguments = arguments[:count]
         stack -= 8
         if self.word(stack) != RETURN:
             self.memory.poke(stack, RETURN.to_bytes(8, "little"))

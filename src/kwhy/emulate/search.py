@@ -6,11 +6,12 @@ whatever the number of processes, so that each search tells the same.
 """
 
 import multiprocessing
-import multiprocessing.pool
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from kwhy.emulate.checkpoint import Checkpoint, Progress, Steps, digest
@@ -18,6 +19,7 @@ from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.memory import State
 from kwhy.emulate.model import Model
 from kwhy.emulate.world import Stopped, World
+from kwhy.errors import KwhyError
 
 CHUNK = 32  # states that are handed to a process at a time
 ALONE = 4 * CHUNK
@@ -146,8 +148,11 @@ def _expand(model: Model, world: World, states: list[State], seen: set[bytes]) -
                 try:
                     world.load(state)
                     model.step(operation, world)
+                    known = world.recall()
+                    if known in seen or known in new:
+                        continue
                     after = world.save()
-                    key = digest(model.state(world))
+                    key = known or world.remember(lambda: digest(model.state(world)))
                     if key not in seen and key not in new:
                         found.append((at, operation, key, model.bad(world), after))
                         new.add(key)
@@ -190,7 +195,7 @@ class _Expander:
     def __init__(self, model: Model, world: World, jobs: int) -> None:
         self._model, self._world, self._jobs = model, world, jobs
         self._context = multiprocessing.get_context("fork")
-        self._pool: multiprocessing.pool.Pool | None = None
+        self._pool: ProcessPoolExecutor | None = None
         self._stale = False
 
     def __enter__(self) -> "_Expander":
@@ -201,8 +206,7 @@ class _Expander:
 
     def _end(self) -> None:
         if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+            self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     def expand(
@@ -214,9 +218,13 @@ class _Expander:
             for batch in states:
                 yield _expand(self._model, self._world, batch, seen)
             return
-        answers = self._workers(seen).imap(_elsewhere, states)
-        for batch, expanded in zip(states, answers, strict=True):
-            yield self._completed(batch, expanded, seen) if expanded[3] else expanded
+        answers = self._workers(seen).map(_elsewhere, states)
+        try:
+            for batch, expanded in zip(states, answers, strict=True):
+                yield self._completed(batch, expanded, seen) if expanded[3] else expanded
+        except BrokenProcessPool:
+            why = "a process of the search has died: is there memory for --jobs of this number?"
+            raise KwhyError(why) from None
 
     def _completed(self, states: list[State], expanded: Expanded, seen: set[bytes]) -> Expanded:
         """With what could not be done in another process."""
@@ -229,13 +237,13 @@ class _Expander:
         found += [(undone[at], step, key, bad, state) for at, step, key, bad, state in more]
         return found, count + further, stopped, []
 
-    def _workers(self, seen: set[bytes]) -> "multiprocessing.pool.Pool":
+    def _workers(self, seen: set[bytes]) -> ProcessPoolExecutor:
         global _model, _world, _seen
         if self._stale:
             self._end()
         if self._pool is None:
             _model, _world, _seen = self._model, self._world, seen
-            self._pool = self._context.Pool(self._jobs, _begin)
+            self._pool = ProcessPoolExecutor(self._jobs, self._context, _begin)
             self._stale = False
         return self._pool
 

@@ -3,8 +3,11 @@
 What models for ``kwhy explore`` are written against.
 """
 
+from collections.abc import Callable
+
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.ground import Ground
+from kwhy.emulate.keys import Keys
 from kwhy.emulate.memory import State
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import InputError
@@ -24,14 +27,17 @@ class World:
         self.kernel = kernel
         self.cpu = cpu
         self.scene = KernelScene(Ground(kernel), cpu, None)
-        self._number = self.scene.memory.number
+        self._keys = Keys(self.scene.memory)
+        self._looks: list[int] | None = None
+        self._word = self.scene.memory.reader(8)
         self._functions: dict[str, int] = {}
-        self._fields: dict[tuple[str, str], tuple[int, int, bool]] = {}
+        self._fields: dict[tuple[str, str], tuple[int, int, Callable[[int], int]]] = {}
 
     # -- for models --------------------------------------------------------------------------------
 
     def call(self, function: str, *arguments: int) -> int:
         """The 64-bit result of a kernel function. Raises Stopped where it cannot go on."""
+        self._looks = None
         end = self.scene.enter(self._function(function), arguments, LIMIT)
         if end.kind != "returned":
             raise Stopped(f"{function}(): {end.reason}")
@@ -54,12 +60,14 @@ class World:
 
     def field(self, address: int, struct: str, path: str) -> int:
         """A number or pointer in a structure: ``field(page, "struct buffer_page", "read")``."""
-        known = self._fields.get((struct, path))
-        offset, size, signed = known if known is not None else self._field(struct, path)
+        offset, size, read = self._fields.get((struct, path)) or self._field(struct, path)
+        place = address + offset
+        if self._looks is not None:
+            self._looks += (place, size)
         try:
-            return self._number(address + offset, size, signed)
+            return read(place)
         except MissingMemory as error:
-            raise _missing(address + offset, error) from None
+            raise _missing(place, error) from None
 
     def inside(self, address: int, struct: str, path: str) -> int:
         """The address of a member."""
@@ -67,8 +75,10 @@ class World:
 
     def word(self, address: int) -> int:
         """Eight bytes of memory."""
+        if self._looks is not None:
+            self._looks += (address, 8)
         try:
-            return self._number(address, 8)
+            return self._word(address)
         except MissingMemory as error:
             raise _missing(address, error) from None
 
@@ -78,6 +88,7 @@ class World:
 
     def allocate(self, data: bytes) -> int:
         """Memory that holds ``data``, for arguments and results; to be made in ``prepare``."""
+        self._looks = None
         return self.scene.allocate(data)
 
     # -- for the search ----------------------------------------------------------------------------
@@ -96,9 +107,26 @@ class World:
 
     def load(self, state: State) -> None:
         """Go back to a saved state; empty, it is the beginning."""
+        self._looks = None
         self.scene.memory.restore(state)
 
+    def recall(self) -> bytes | None:
+        """The key of the state that the memory is in, if it can be told without the model."""
+        return self._keys.find()
+
+    def remember(self, make: Callable[[], bytes]) -> bytes:
+        """The key that ``make`` works out; it is recalled where all it looked at is as now."""
+        self._looks = []
+        try:
+            key = make()
+        finally:
+            looks, self._looks = self._looks, None
+        if looks is not None:
+            self._keys.add(looks, key)
+        return key
+
     def _read(self, address: int, size: int) -> bytes:
+        self._looks = None
         try:
             return self.scene.memory.read(address, size)
         except MissingMemory as error:
@@ -109,15 +137,15 @@ class World:
             self._functions[name] = self.symbol(name)
         return self._functions[name]
 
-    def _field(self, struct: str, path: str) -> tuple[int, int, bool]:
+    def _field(self, struct: str, path: str) -> tuple[int, int, Callable[[int], int]]:
         if (struct, path) not in self._fields:
             types = self.kernel.types
             kind = types.named(struct)
             found = types.field(kind, path) if kind is not None else None
             if found is None:
                 raise InputError(f"the kernel's type information has no {path} in {struct}")
-            signed = types.is_signed(found.type)
-            self._fields[struct, path] = (found.offset, found.size, signed)
+            read = self.scene.memory.reader(found.size, types.is_signed(found.type))
+            self._fields[struct, path] = (found.offset, found.size, read)
         return self._fields[struct, path]
 
 
