@@ -25,6 +25,8 @@ from kwhy.record.model import Call, SyscallRecord
 ATTEMPTS = 40
 PATIENCE = 5.0
 """Seconds to wait for memory that does not contradict itself."""
+CLUSTER = 64 * PAGE
+"""Of the memory map: the ``struct page`` of 4096 pages."""
 NEAR = 50_000_000
 """Nanoseconds between the end of a call in the recording and the snapshot that is of it."""
 
@@ -120,11 +122,35 @@ def _settle(kernel: Kernel, record: SyscallRecord, held: Held, evidence: Moving)
     deadline = time.monotonic() + PATIENCE
     for _ in range(ATTEMPTS):
         evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
-        known = len(evidence.pages)
-        with contextlib.suppress(KwhyError):  # of this reading only: the last one is what counts
-            enter(_caller(kernel, record), record, held.user)
-        if len(evidence.pages) == known or time.monotonic() > deadline:
+        known = set(evidence.pages)
+        try:
+            caller = _caller(kernel, record)
+            outcome = enter(caller, record, held.user)
+        except KwhyError:  # of this reading: the last one is what counts
+            more = evidence.pages.keys() - known
+        else:
+            more = evidence.pages.keys() - known
+            if outcome.returned and int(outcome.result.value_()) == record.ret:
+                return
+            _prefetch_map(caller, more)
+        if not more or time.monotonic() > deadline:
             return
+
+
+def _prefetch_map(caller: Caller, pages: Collection[int]) -> None:
+    """Where these are of the memory map, read their neighbours too.
+
+    The lists of free pages lead through the map, and free pages lie in clusters: the next reading
+    hardly ever finds the same at the head of a list, but one near it.
+    """
+    program = caller.program
+    try:
+        start = program["vmemmap"].value_()
+        end = start + program.type("struct page").size * program["max_pfn"].value_()
+    except LookupError:
+        return
+    near = {page & -CLUSTER for page in pages if start <= page < end}
+    caller.kernel.evidence.prefetch([(block, CLUSTER) for block in near])
 
 
 def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collection[int]) -> Again:
