@@ -15,14 +15,13 @@ from kwhy.case.evidence import PAGE
 from kwhy.diagnose.analysis import Watched
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
-from kwhy.emulate.replay import enter
 from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Hit
 from kwhy.kernel.model import Kernel
+from kwhy.kernel.program import open_program
 from kwhy.record.model import Call, SyscallRecord
 
-ATTEMPTS = 40
 PATIENCE = 5.0
 """Seconds to wait for memory that does not contradict itself."""
 CLUSTER = 64 * PAGE
@@ -87,18 +86,19 @@ def execute(
     held: Held,
 ) -> Again | Refused:
     """Execute a recorded call again, watching the branches at these addresses."""
+    def run() -> Replay:
+        return replay(_caller(kernel, record), record, code, watch=branches, user=held.user)
+
     try:
-        if isinstance(kernel.evidence, Moving):
-            _settle(kernel, record, held, kernel.evidence)
-        caller = _caller(kernel, record)
-        run = replay(caller, record, code, watch=branches, user=held.user)
+        evidence = kernel.evidence
+        done = _settled(kernel, run, evidence) if isinstance(evidence, Moving) else run()
     except KwhyError as error:
         return Refused(f"the call was not executed again offline: {error}")
-    if not run.agrees:
+    if not done.agrees:
         return Refused(
-            f"the call was executed again offline, which does not count: {run.difference}"
+            f"the call was executed again offline, which does not count: {done.difference}"
         )
-    return _accepted(record, run, code, branches)
+    return _accepted(record, done, code, branches)
 
 
 def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
@@ -111,8 +111,8 @@ def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
         return Caller(kernel, task=record.pid)
 
 
-def _settle(kernel: Kernel, record: SyscallRecord, held: Held, evidence: Moving) -> None:
-    """Read memory until all that the call needs is of one moment, or the patience is at its end.
+def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Replay:
+    """Execute until it is the recorded call, all that it needs is of one moment, or it takes long.
 
     What was read before the call is another now. And pages read one after the other while their
     kernel goes on can contradict each other: the free pages of a CPU above all, the tree of the
@@ -120,37 +120,35 @@ def _settle(kernel: Kernel, record: SyscallRecord, held: Held, evidence: Moving)
     """
     start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
     deadline = time.monotonic() + PATIENCE
-    for _ in range(ATTEMPTS):
+    while True:
         evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
         known = set(evidence.pages)
         try:
-            caller = _caller(kernel, record)
-            outcome = enter(caller, record, held.user)
-        except KwhyError:  # of this reading: the last one is what counts
-            more = evidence.pages.keys() - known
-        else:
-            more = evidence.pages.keys() - known
-            if outcome.returned and int(outcome.result.value_()) == record.ret:
-                return
-            _prefetch_map(caller, more)
-        if not more or time.monotonic() > deadline:
-            return
+            done = run()
+        except KwhyError:
+            if len(evidence.pages) == len(known) or time.monotonic() > deadline:
+                raise
+            continue
+        new = evidence.pages.keys() - known
+        if done.agrees or not new or time.monotonic() > deadline:
+            return done
+        _prefetch_map(kernel, new)
 
 
-def _prefetch_map(caller: Caller, pages: Collection[int]) -> None:
+def _prefetch_map(kernel: Kernel, pages: Collection[int]) -> None:
     """Where these are of the memory map, read their neighbours too.
 
     The lists of free pages lead through the map, and free pages lie in clusters: the next reading
     hardly ever finds the same at the head of a list, but one near it.
     """
-    program = caller.program
+    program = open_program(kernel)
     try:
         start = program["vmemmap"].value_()
         end = start + program.type("struct page").size * program["max_pfn"].value_()
     except LookupError:
         return
     near = {page & -CLUSTER for page in pages if start <= page < end}
-    caller.kernel.evidence.prefetch([(block, CLUSTER) for block in near])
+    kernel.evidence.prefetch([(block, CLUSTER) for block in near])
 
 
 def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collection[int]) -> Again:
