@@ -40,13 +40,15 @@ class Answer:
         known = self.names.get(tid)
         return known or str(self.tasks[tid]["comm"]).split("/")[0]
 
-    def wait(self, name: str) -> dict[str, Any]:
-        for task in self.verdict["tasks"]:
-            if name == self.name(task["tid"]) and task["waits_for"] is not None:
-                wait = self.verdict["waits"][task["waits_for"]]
-                assert isinstance(wait, dict)
-                return wait
-        return {}
+    def wait(self, name: str, owners: Sequence[str]) -> dict[str, Any]:
+        """What a process waits for; of several with the name the one that these hold up."""
+        waits: list[dict[str, Any]] = [
+            self.verdict["waits"][task["waits_for"]]
+            for task in self.verdict["tasks"]
+            if name == self.name(task["tid"]) and task["waits_for"] is not None
+        ]
+        fitting = [w for w in waits if list(owners) == [self.name(t) for t in w["owners"]]]
+        return (fitting or waits or [{}])[0]
 
     def rings(self, key: str) -> set[frozenset[str]]:
         return {frozenset(map(self.name, ring)) for ring in self.verdict.get(key, ())}
@@ -65,7 +67,7 @@ def judge(answer: Answer, scenarios: Sequence[Scenario | Stock]) -> list[str]:
     wrong = []
     for scenario in scenarios:
         for edge in scenario.edges:
-            wait = answer.wait(edge.waiter)
+            wait = answer.wait(edge.waiter, edge.owners)
             owners = tuple(answer.name(tid) for tid in wait.get("owners", ()))
             far = tuple(sorted(answer.name(tid) for tid in wait.get("any_of", ())))
             found = (wait.get("kind"), owners, far)

@@ -14,13 +14,15 @@ _MAX_QUEUED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker in the middle of a work item. Addresses; ``function`` is the item's."""
+    """A worker in the middle of a work item. Addresses; ``function`` is the item's, ``pool`` the
+    pool_workqueue through which it came from the queue."""
 
     task: int
     worker: int
     work: int
     function: str
     queue: int
+    pool: int
 
 
 def working(look: Look) -> tuple[Worker, ...]:
@@ -51,7 +53,7 @@ def _working(look: Look) -> Iterator[Worker]:
             symbol = m.kernel.symbols.at(m.value("struct worker", worker, "current_func"))
             pool = m.value("struct worker", worker, "current_pwq")
             queue = m.value("struct pool_workqueue", pool, "wq") if pool else 0
-            yield Worker(task.address, worker, work, symbol.name if symbol else "", queue)
+            yield Worker(task.address, worker, work, symbol.name if symbol else "", queue, pool)
         except (MissingMemory, LookupError):
             continue
 
@@ -99,9 +101,9 @@ def flush_all(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         return None
     base = replace(base, kind="workqueue")
     flusher = base.address - m.offset("struct wq_flusher", "done")
-    color = m.value("struct wq_flusher", flusher, "flush_color")
-    if not stack.task.on_stack(flusher) or not m.has("struct worker", "current_color"):
+    if not stack.task.on_stack(flusher):
         return base
+    color = m.value("struct wq_flusher", flusher, "flush_color")
     queues = {
         worker.queue
         for worker in working(look)
@@ -114,11 +116,24 @@ def flush_all(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     mine = tuple(
         worker.task
         for worker in working(look)
-        if worker.queue == queue
-        and m.value("struct worker", worker.worker, "current_color") == color
+        if worker.queue == queue and _is_of(look, worker, color)
     )
     name = m.text("struct workqueue_struct", queue, "name")
     return replace(
         base, owners=mine, sure="observed" if mine else "unknown", object=f"workqueue {name}",
         proof="the workqueue's first_flusher",
     )  # fmt: skip
+
+
+def _is_of(look: Look, worker: Worker, color: int) -> bool:
+    """Whether a worker's item is of a flush color.
+
+    Before 5.18 a worker does not keep it; but where nothing of another color is in flight it has to
+    be this one (pool_workqueue.nr_in_flight, kernel/workqueue.c).
+    """
+    m = look.memory
+    if m.has("struct worker", "current_color"):
+        return m.value("struct worker", worker.worker, "current_color") == color
+    start = worker.pool + m.offset("struct pool_workqueue", "nr_in_flight")
+    raw = m.read(start, m.width("struct pool_workqueue", "nr_in_flight"))
+    return [number for number in range(len(raw) // 4) if any(raw[4 * number :][:4])] == [color]

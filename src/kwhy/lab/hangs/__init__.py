@@ -189,7 +189,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "workqueue",
         ("drainA:mutex=13,sleep=0", "drainB:after=drainA,drain=13"),
-        (Edge("drainB", "workqueue", ("kworker",), "workqueue kwhy_hang13"),),
+        (
+            Edge("drainB", "workqueue", ("kworker",), "workqueue kwhy_hang13"),
+            Edge("kworker", "mutex", ("drainA",)),
+        ),
     ),
 )
 
