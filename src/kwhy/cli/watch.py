@@ -145,14 +145,13 @@ def _moments_at(
 
     kept: list[Any] = []
     evidence.facts.extra["pictures"] = kept
-    pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
     for words in steps:
         kernel, sight = _look(evidence, args)
         planned = hits.plan(sight)
         if not planned.runs:
             raise UsageError(f"{args.expression} has no value in memory to read at {args.at}")
         ran = record_probe(
-            link, planned.definition(args.at), [*pinned, *words], args.timeout or PATIENCE
+            link, planned.definition(args.at), _pinned(args, words), args.timeout or PATIENCE
         )
         count = len(planned.addresses())
         found = hits.read_hits(ran.pages, link.blob("header_page"), ran.format_text, count)
@@ -185,9 +184,12 @@ def _ran(
     link: "Link", args: argparse.Namespace, steps: list[list[str]]
 ) -> Iterator[tuple[Sequence[str], int, str]]:
     """Each step's command with its status and output, when it has run."""
-    pinned = [] if args.pin is None else ["taskset", "-c", str(args.pin)]
     for words in steps:
-        yield (words, *_run(link, [*pinned, *words], args.timeout))
+        yield (words, *_run(link, _pinned(args, words), args.timeout))
+
+
+def _pinned(args: argparse.Namespace, words: list[str]) -> list[str]:
+    return words if args.pin is None else ["taskset", "-c", str(args.pin), *words]
 
 
 def _pressed() -> Iterator[tuple[Sequence[str], int, str]]:
