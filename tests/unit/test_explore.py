@@ -10,6 +10,7 @@ import pytest
 
 from kwhy.emulate import checkpoint, model, search
 from kwhy.emulate.ground import Unfetched
+from kwhy.emulate.shared import Shared
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import InputError
 from kwhy.report import explore
@@ -86,12 +87,15 @@ def test_shortest_sequence_is_found(
     assert found.progress.stopped["it would sleep"] > 0
 
 
-def kept(toy: model.Model, depth: int, start: Any = None) -> tuple[search.Outcome, list[Any]]:
+def kept(
+    toy: model.Model, depth: int, start: Any = None, jobs: int = 1
+) -> tuple[search.Outcome, list[Any]]:
     """A search, and where it was at the end of each level."""
     points: list[Any] = []
     found = search.search(
-        toy, world(), depth=depth, start=start, keep=lambda point: points.append(deepcopy(point))
-    )
+        toy, world(), depth=depth, start=start, jobs=jobs,
+        keep=lambda point: points.append(deepcopy(point)),
+    )  # fmt: skip
     return found, points
 
 
@@ -168,6 +172,32 @@ def test_a_page_that_only_this_process_may_fetch_is_fetched_here(
     assert alone.progress.levels == several.progress.levels
     assert alone.progress.stopped == several.progress.stopped
     assert (alone.path is None) == (several.path is None)
+
+
+def test_several_processes_search_as_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same states, reached the same way, in the same order: whoever found them first."""
+    monkeypatch.setattr(search, "ALONE", 1)
+    monkeypatch.setattr(search, "CHUNK", 2)
+    text = TOY.replace("world.value += 1", "world.value = (world.value + 7) % 1009")
+    text = text.replace("*= 2", "= world.value * 2 % 1009").replace("== 11", "< 0")
+    toy = written(tmp_path, text)
+    one, three = (kept(toy, 7, jobs=jobs)[1] for jobs in (1, 3))
+    assert [point.todo for point in one] == [point.todo for point in three]
+    assert [point.seen for point in one] == [point.seen for point in three]
+    assert 7 == len(one)
+
+
+def test_what_an_earlier_batch_has_found_is_known() -> None:
+    """A later one has found nothing for it, whichever was told first."""
+    shared = Shared()
+    one, other = bytes(16), bytes(range(16))
+    shared.add([one], 7)
+    shared.add([one, other], 3)
+    assert {one: 3, other: 3} == shared.hear()
+    shared.add([other], 2)
+    assert {one: 3, other: 2} == shared.hear()
 
 
 def test_equal_states_have_equal_digests() -> None:

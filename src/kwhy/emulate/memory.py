@@ -305,6 +305,11 @@ def host_memory(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
 
 
+def shared_memory(size: int) -> mmap.mmap:
+    """The same, one for this process and those that are forked from it."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+
 def _words(data: bytes) -> Any:
     return np.frombuffer(data, np.uint64).reshape(_LINES, _LINE // 8)
 

@@ -18,6 +18,7 @@ from kwhy.emulate.checkpoint import Checkpoint, Progress, Steps, digest
 from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.memory import State
 from kwhy.emulate.model import Model
+from kwhy.emulate.shared import Shared
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import KwhyError
 
@@ -134,8 +135,14 @@ def _add(counts: dict[str, int], more: dict[str, int]) -> None:
 # -- expanding, here and elsewhere -----------------------------------------------------------------
 
 
-def _expand(model: Model, world: World, states: list[State], seen: set[bytes]) -> Expanded:
-    """All next states of some, but for those in ``seen``."""
+def _expand(
+    model: Model,
+    world: World,
+    states: list[State],
+    seen: set[bytes],
+    found_elsewhere: Callable[[bytes], bool] = lambda key: False,
+) -> Expanded:
+    """All next states of some, but for those in ``seen`` or found elsewhere."""
     found: list[Found] = []
     stopped: dict[str, int] = {}
     undone: list[int] = []
@@ -148,14 +155,14 @@ def _expand(model: Model, world: World, states: list[State], seen: set[bytes]) -
                 try:
                     world.load(state)
                     model.step(operation, world)
-                    known = world.recall()
-                    if known in seen or known in new:
+                    key = world.recall()
+                    after = None if key else world.save()
+                    key = key or world.remember(lambda: digest(model.state(world)))
+                    if key in seen or key in new or found_elsewhere(key):
                         continue
-                    after = world.save()
-                    key = known or world.remember(lambda: digest(model.state(world)))
-                    if key not in seen and key not in new:
-                        found.append((at, operation, key, model.bad(world), after))
-                        new.add(key)
+                    after = after or world.save()
+                    found.append((at, operation, key, model.bad(world), after))
+                    new.add(key)
                 except Stopped as error:
                     _add(reasons, {str(error): 1})
         except Unfetched:
@@ -170,12 +177,14 @@ def _expand(model: Model, world: World, states: list[State], seen: set[bytes]) -
 _model: Model
 _world: World
 _seen: set[bytes]
+_shared: Shared
 
 
-def _elsewhere(states: list[State]) -> Expanded:
-    """In a process that is a copy of the searching one; it remembers what it has found."""
-    out = _expand(_model, _world, states, _seen)
-    _seen.update(found[2] for found in out[0])
+def _elsewhere(number: int, states: list[State]) -> Expanded:
+    """A batch in a process that is a copy of the searching one."""
+    told = _shared.hear()
+    out = _expand(_model, _world, states, _seen, lambda key: told.get(key, number) < number)
+    _shared.add((found[2] for found in out[0]), number)
     return out
 
 
@@ -197,6 +206,8 @@ class _Expander:
         self._context = multiprocessing.get_context("fork")
         self._pool: ProcessPoolExecutor | None = None
         self._stale = False
+        self._shared = Shared() if jobs > 1 else None
+        self._number = 0
 
     def __enter__(self) -> "_Expander":
         return self
@@ -218,7 +229,9 @@ class _Expander:
             for batch in states:
                 yield _expand(self._model, self._world, batch, seen)
             return
-        answers = self._workers(seen).map(_elsewhere, states)
+        numbers = range(self._number + 1, self._number + 1 + len(states))
+        self._number += len(states)
+        answers = self._workers(seen).map(_elsewhere, numbers, states)
         try:
             for batch, expanded in zip(states, answers, strict=True):
                 yield self._completed(batch, expanded, seen) if expanded[3] else expanded
@@ -238,11 +251,12 @@ class _Expander:
         return found, count + further, stopped, []
 
     def _workers(self, seen: set[bytes]) -> ProcessPoolExecutor:
-        global _model, _world, _seen
+        global _model, _world, _seen, _shared
         if self._stale:
             self._end()
         if self._pool is None:
-            _model, _world, _seen = self._model, self._world, seen
+            assert self._shared is not None
+            _model, _world, _seen, _shared = self._model, self._world, seen, self._shared
             self._pool = ProcessPoolExecutor(self._jobs, self._context, _begin)
             self._stale = False
         return self._pool
