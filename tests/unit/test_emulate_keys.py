@@ -18,6 +18,11 @@ def set_words(space: Memory, *words: int) -> None:
         space.poke(DATA + 8 * number, word.to_bytes(8, "little"))
 
 
+def known(keys: Keys) -> bytes | None:
+    """The key that is found, also when it is one of those that are asked for anew."""
+    return next((key for _ in range(4) if (key := keys.find()) is not None), None)
+
+
 @needs_compiler
 def test_a_state_is_known_by_all_that_was_looked_at() -> None:
     """Three words decide, the third only where the first is 1; a fourth does not matter."""
@@ -30,11 +35,11 @@ def test_a_state_is_known_by_all_that_was_looked_at() -> None:
             assert keys.find() is None
             keys.add(long if first else short, b"%d %d" % (first, second))
     set_words(space, 0, 39, 8, 9)
-    assert b"0 39" == keys.find()
+    assert b"0 39" == known(keys)
     set_words(space, 1, 20, 8, 9)
-    assert keys.find() is None
+    assert known(keys) is None
     set_words(space, 1, 20, 9 << 32 | 7, 9)
-    assert b"1 20" == keys.find()
+    assert b"1 20" == known(keys)
 
 
 @needs_compiler

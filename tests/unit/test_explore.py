@@ -11,7 +11,7 @@ import pytest
 from kwhy.emulate import checkpoint, model, search
 from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.shared import Shared
-from kwhy.emulate.world import Stopped, World
+from kwhy.emulate.world import Mistake, Stopped, World
 from kwhy.errors import InputError
 from kwhy.report import explore
 
@@ -63,6 +63,9 @@ class Toy:
 
     def stop(self, why: str) -> None:
         raise Stopped(why)
+
+    def missing(self, name: str) -> None:
+        raise Mistake(f"the kernel has no symbol {name}")
 
 
 def written(tmp_path: Path, text: str) -> model.Model:
@@ -253,6 +256,11 @@ def test_report_tells_sequence_and_recipe(tmp_path: Path) -> None:
         ("x = 1 / 0", ":1: division by zero"),
         ("x = 1", "OPERATIONS has to list"),
         ("OPERATIONS = ('a',)", "there is no function a(world)"),
+        (TOY.replace("DEPTH = 9", "DEPTH = 'many'"), "DEPTH has to be a number"),
+        (TOY.replace('{"add"', '5 # {"add"'), "RECIPE has to tell"),
+        ("import sys\nsys.exit(0)", ":2: a model must not end the program\n    sys.exit(0)\n    ^"),
+        ("x = '\0'", "null bytes"),
+        ("def f():\n\treturn (1", "return (1\n    \t       ^"),
     ],
 )
 def test_models_with_errors_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -262,15 +270,41 @@ def test_models_with_errors_are_refused(tmp_path: Path, text: str, said: str) ->
     assert said in str(caught.value)
 
 
-def test_an_error_in_an_operation_names_its_line(tmp_path: Path) -> None:
-    """Line, source and a caret, no traceback."""
-    toy = written(tmp_path, TOY.replace("world.value += 1", "world.value += nothing"))
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("world.value += nothing", "name 'nothing' is not defined"),
+        ("exit(0)", "a model must not end the program"),
+        ("world.missing('x')", "the kernel has no symbol x"),
+        ("while True: pass", "it has not returned for 0.2 s"),
+    ],
+)
+def test_an_error_in_an_operation_names_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, said: str
+) -> None:
+    """Line, source and a caret, no traceback; the search ends with it."""
+    monkeypatch.setattr(model, "PATIENCE", 0.2)
+    toy = written(tmp_path, TOY.replace("world.value += 1", step))
     with pytest.raises(InputError) as caught:
-        toy.step("add", world())
+        search.search(toy, world(), depth=3)
     lines = str(caught.value).splitlines()
-    assert ":7: name 'nothing' is not defined" in lines[0]
-    assert "world.value += nothing" in lines[1]
-    assert "^" == lines[2].strip()
+    assert f":7: {said}" in lines[0]
+    assert step in lines[1]
+    assert "    ^" in lines[2]
+
+
+def test_what_could_not_be_executed_is_no_proof(tmp_path: Path) -> None:
+    """A search whose steps all stop has searched nothing; one of which some do says so."""
+    text = TOY.replace("world.value += 1", "world.stop('it would print')")
+    nothing = search.search(
+        written(tmp_path, text.replace("world.value *= 2", "world.stop('it would sleep')")),
+        world(), depth=3,
+    )  # fmt: skip
+    assert not nothing.exhausted
+    assert "not one of the operations" in explore.render({}, nothing, [], "6.12").text().plain
+    some = search.search(written(tmp_path, text.replace("*= 2", "= 2")), world(), depth=3)
+    assert some.exhausted
+    assert "could not be executed" in explore.render({}, some, [], "6.12").text().plain
 
 
 def test_a_state_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -177,13 +177,20 @@ class Machine:
                     return self._halted
                 if here == until:
                     return End("returned", here)
-                why = str(UcError(status)) if status else "the emulator stopped without a reason"
-                return End("unsupported", here, why)
+                return End("unsupported", here, self._stopped(status, here))
             self._hooks.cut(self._event.address if self._event.kind == "trap" else here)
             end = self._decide(self._event, here)
             if end is not None:
                 return end
             here = self.get(arch.PC)
+
+    def _stopped(self, status: int, here: int) -> str:
+        """Why the emulator stopped by itself."""
+        if status:
+            return str(UcError(status))
+        if self.memory.read(here - len(arch.HALT), len(arch.HALT)) == arch.HALT:
+            return "it would halt the processor until an interrupt comes"
+        return "the emulator stopped without a reason"
 
     def _decide(self, event: _Event, here: int) -> End | None:
         if event.kind == "fault":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from kwhy.emulate.checkpoint import Checkpoint, Progress, Steps, digest
 from kwhy.emulate.ground import Unfetched
 from kwhy.emulate.memory import State
-from kwhy.emulate.model import Model
+from kwhy.emulate.model import Model, patience
 from kwhy.emulate.shared import Shared
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import KwhyError
@@ -38,8 +38,8 @@ states could only be expanded where pages can be fetched."""
 
 @dataclass(slots=True)
 class Outcome:
-    """``path`` None: no bad state. ``exhausted``: there are no more states than were seen;
-    ``complete``: every sequence up to ``depth`` steps was tried."""
+    """``path`` None: no bad state. ``exhausted``: the steps that can be executed lead to no more
+    states than were seen; ``complete``: every sequence up to ``depth`` steps was tried."""
 
     path: Steps | None
     why: str
@@ -67,8 +67,8 @@ def search(
     point = start
     if point is None:
         world.load(b"")
-        first = model.state(world)
-        why = model.bad(world)
+        with patience():
+            first, why = model.state(world), model.bad(world)
         if why:
             return Outcome((), why, 0, False, True, Progress())
         point = Checkpoint(seen={digest(first)}, todo=[((), b"")])
@@ -107,7 +107,8 @@ def _levels(
             path, why = min(bad)
             return Outcome(path, why, level, False, True, progress)
         if not point.todo:
-            return Outcome(None, "", level, True, True, progress)
+            some = progress.transitions > sum(progress.stopped.values())
+            return Outcome(None, "", level, some, True, progress)
         keep(point)
         if len(point.seen) > MAX_STATES:
             return Outcome(None, "", level, False, False, progress)
@@ -147,30 +148,31 @@ def _expand(
     stopped: dict[str, int] = {}
     undone: list[int] = []
     new: set[bytes] = set()
-    for at, state in enumerate(states):
-        before = len(found)
-        reasons: dict[str, int] = {}
-        try:
-            for operation in model.operations:
-                try:
-                    world.load(state)
-                    model.step(operation, world)
-                    key = world.recall()
-                    after = None if key else world.save()
-                    key = key or world.remember(lambda: digest(model.state(world)))
-                    if key in seen or key in new or found_elsewhere(key):
-                        continue
-                    after = after or world.save()
-                    found.append((at, operation, key, model.bad(world), after))
-                    new.add(key)
-                except Stopped as error:
-                    _add(reasons, {str(error): 1})
-        except Unfetched:
-            new -= {key for _, _, key, _, _ in found[before:]}
-            del found[before:]
-            undone.append(at)
-            continue
-        _add(stopped, reasons)
+    with patience():
+        for at, state in enumerate(states):
+            before = len(found)
+            reasons: dict[str, int] = {}
+            try:
+                for operation in model.operations:
+                    try:
+                        world.load(state)
+                        model.step(operation, world)
+                        key = world.recall()
+                        after = None if key else world.save()
+                        key = key or world.remember(lambda: digest(model.state(world)))
+                        if key in seen or key in new or found_elsewhere(key):
+                            continue
+                        after = after or world.save()
+                        found.append((at, operation, key, model.bad(world), after))
+                        new.add(key)
+                    except Stopped as error:
+                        _add(reasons, {str(error): 1})
+            except Unfetched:
+                new -= {key for _, _, key, _, _ in found[before:]}
+                del found[before:]
+                undone.append(at)
+                continue
+            _add(stopped, reasons)
     return found, len(model.operations) * (len(states) - len(undone)), stopped, undone
 
 

@@ -8,16 +8,21 @@ from collections.abc import Callable
 from kwhy.case.evidence import MissingMemory
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.keys import Keys
-from kwhy.emulate.memory import State
+from kwhy.emulate.memory import OutOfSlots, State
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import InputError
 from kwhy.kernel.model import Kernel
 
 LIMIT = 100_000  # basic blocks of one call
+MAX_ALLOCATED = 64 << 20  # bytes at a time: the emulator has 256 MiB for all pages
 
 
 class Stopped(Exception):
     """The code cannot go on offline; the text says why ("it would sleep ...")."""
+
+
+class Mistake(InputError):
+    """A model asks for what there is not."""
 
 
 class World:
@@ -52,10 +57,10 @@ class World:
             self.load(state)
 
     def symbol(self, name: str) -> int:
-        """Address of a function or variable. Raises InputError if the kernel has none."""
+        """Address of a function or variable. Raises Mistake if the kernel has none."""
         found = self.kernel.symbols.named(name)
         if not found:
-            raise InputError(f"the kernel has no symbol {name}")
+            raise Mistake(f"the kernel has no symbol {name}")
         return found[0].address
 
     def field(self, address: int, struct: str, path: str) -> int:
@@ -88,8 +93,13 @@ class World:
 
     def allocate(self, data: bytes) -> int:
         """Memory that holds ``data``, for arguments and results; to be made in ``prepare``."""
+        if len(data) > MAX_ALLOCATED:
+            raise Mistake(f"{len(data):,} bytes are too many: {MAX_ALLOCATED:,} at most")
         self._looks = None
-        return self.scene.allocate(data)
+        try:
+            return self.scene.allocate(data)
+        except OutOfSlots:
+            raise Mistake("the emulator has no memory left") from None
 
     # -- for the search ----------------------------------------------------------------------------
 
@@ -143,7 +153,7 @@ class World:
             kind = types.named(struct)
             found = types.field(kind, path) if kind is not None else None
             if found is None:
-                raise InputError(f"the kernel's type information has no {path} in {struct}")
+                raise Mistake(f"the kernel's type information has no {path} in {struct}")
             read = self.scene.memory.reader(found.size, types.is_signed(found.type))
             self._fields[struct, path] = (found.offset, found.size, read)
         return self._fields[struct, path]

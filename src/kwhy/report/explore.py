@@ -22,8 +22,11 @@ def render(
     if found.path is None:
         page.write(("none: ", "bold green"), (_nothing(found), "bold"), hang=6)
     else:
-        sure = "no shorter sequence leads there" if found.complete else "there may be a shorter one"
         steps = words.count(len(found.path), "step")
+        sure = "there may be a shorter one"
+        if found.complete:
+            sure = "no shorter sequence leads there"
+            sure += " of steps that could be executed" if found.progress.stopped else ""
         page.write(("found: ", "bold red"), (f"{steps}, {sure}", "bold"), hang=7)
         page.write((f"       {found.why}", ""), hang=7)
         _sequence(page, found.path, states)
@@ -48,10 +51,19 @@ def render(
 
 
 def _nothing(found: Outcome) -> str:
+    stopped = sum(found.progress.stopped.values())
+    if found.progress.transitions and stopped == found.progress.transitions:
+        return "not one of the operations could be executed, so nothing was searched"
+    but = ""
+    if stopped:
+        but = f"; {words.count(stopped, 'step')} could not be executed, what is behind is not known"
     if found.exhausted:
-        return "every state that these operations can reach was seen, and no bad one is among them"
+        return (
+            "every state that these operations can reach was seen, and no bad one is among them"
+            + but
+        )
     if found.complete:
-        return f"no sequence of up to {found.depth} steps leads into a bad state"
+        return f"no sequence of up to {found.depth} steps leads into a bad state{but}"
     return "no bad state was found; the search was cut short"
 
 
