@@ -16,6 +16,7 @@ class Arch:
     ``arguments`` are the registers of the calling convention in order, ``result`` the register of
     the returned value, ``clobbered`` those that a call may change. ``syscall_arguments`` are the
     members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets.
+    ``syscall_table`` is the table of functions that ``syscall_dispatch`` calls, by number.
     ``probe_registers`` maps register names to those of kprobe events, ``sample_registers`` to
     their bits in a perf sample. ``is_interrupt_entry``: whether a frame of that name means that an
     interrupt is being handled on top of whatever ran.
@@ -30,6 +31,8 @@ class Arch:
     syscall_arguments: tuple[int, ...]
     syscall_number: int
     syscall_prefixes: tuple[str, ...]
+    syscall_table: str
+    syscall_dispatch: str
     decode: Callable[[bytes, int], list[Insn]]
     trace_site: Callable[[bytes], int | None]
     condition_holds: Callable[[str, int], bool | None]

@@ -479,6 +479,8 @@ ARCH = Arch(
         "__se_sys_",
         "__do_sys_",
     ),
+    syscall_table="sys_call_table",
+    syscall_dispatch="do_syscall_64",
     decode=decode,
     trace_site=trace_site,
     condition_holds=condition_holds,

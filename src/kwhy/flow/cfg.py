@@ -5,7 +5,7 @@ conditional move, a jump table, an instruction that may fault) or where somethin
 happens (a call). Live code settles static keys, static calls and alternatives by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from kwhy.flow.ir import Expr, Insn
 
 MAX_FUNCTION = 1 << 17
 MAX_TABLE = 1024
+THUNK = 32
+"""Bytes of a retpoline (arch/x86/include/asm/nospec-branch.h)."""
 
 # Functions that never come back (tools/objtool/noreturns.h); a path through one returns nothing.
 NORETURN = frozenset({
@@ -102,6 +104,17 @@ class Segment:
             out.append(self.target)
         out.extend(to for _, to in self.table)
         return out
+
+    def leaves(self, segments: Mapping[int, "Segment"]) -> list[int | None]:
+        """Where control can go on in other functions, as if they had been called instead.
+
+        None is a place that is not known. What follows a call that never comes back is none.
+        """
+        if self.kind == "tail":
+            return [self.target]
+        if self.kind in ("call", "trap"):
+            return []
+        return [to for to in self.successors() if to not in segments]
 
 
 @dataclass(slots=True)
@@ -201,6 +214,33 @@ class Code:
                 self._written[address] = frozenset(names) | {self.arch.result}
         return self._written[address]
 
+    def thunk(self, target: int) -> str | None:
+        """The register through which the retpoline at ``target`` jumps; None if it is none.
+
+        Empty if the register is not known.
+        """
+        register = self.arch.indirect_thunk(self.name(target))
+        return self._behind(target) if register == "" else register
+
+    def _behind(self, thunk: int) -> str:
+        """The register of a retpoline that has no symbol of its own."""
+        try:
+            steps = self._decode(thunk, THUNK)
+            inner = next((step.target for step in steps if step.kind == "call"), None)
+            if inner is not None:
+                steps = self._decode(inner, THUNK // 2)
+        except FATAL:
+            raise
+        except Exception:  # whatever keeps the code from being read
+            return ""
+        for step in steps:
+            if step.kind == "jump" and step.through is not None and step.through[0] == "reg":
+                return str(step.through[1])
+            match step.effects:
+                case [("store", ("reg", self.arch.stack, 8), 8, ("reg", str(name), 8))]:
+                    return name
+        return ""
+
     def direct_target(self, site: int) -> int | None:
         """Start of the function that the call instruction before return address ``site`` names."""
         try:
@@ -211,7 +251,7 @@ class Code:
             return None
         for insn in self.arch.decode(before, site - 5):
             if insn.kind == "call" and insn.end == site and insn.target is not None:
-                if self.arch.indirect_thunk(self.name(insn.target)) is not None:
+                if self.thunk(insn.target) is not None:
                     return None
                 return self.resolve(insn.target)
         return None
@@ -351,7 +391,7 @@ def _build(code: Code, entry: int) -> Function:
             annotate(insn, arch)
             insns[insn.address] = insn
             if insn.kind in ("jump", "call") and insn.target is not None:
-                thunk = arch.indirect_thunk(code.name(insn.target))
+                thunk = code.thunk(insn.target)
                 if thunk is not None:
                     insn.target = None
                     insn.through = ("reg", thunk, 8) if thunk else ("unknown",)

@@ -7,47 +7,21 @@ after its register was reused. What cannot be named surely gets a fresh name or 
 would be a wrong value.
 """
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kwhy.arch import Arch
-from kwhy.flow.cfg import Code, Segment
+from kwhy.flow.cfg import NORETURN, Code, Segment
+from kwhy.flow.formula import CONST, STACK, Base, Name, Place, formula
 from kwhy.flow.ir import Effect, Expr, Insn
-
-Place = str | int
-"""A register, or a stack slot of 8 bytes by its offset from the caller's stack pointer."""
-
-Base = tuple[object, ...]
-"""("entry", register), ("at", address, place), ("meet", segment, place), ("stack",), ("const",)"""
 
 MAX_SEGMENTS = 4000
 MAX_VISITS = 60_000
 _REACH = 128
 """Bytes below an address that was given away which its new holder may still change: it may point
 into the middle of a structure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """The value ``base`` plus ``offset``; of ``width`` 4 only its low half, zero-extended."""
-
-    base: Base
-    offset: int = 0
-    width: int = 8
-
-    def plus(self, number: int) -> "Name | None":
-        """This value and a constant."""
-        return Name(self.base, self.offset + number) if self.width == 8 else None
-
-    def low(self) -> "Name":
-        """The low half."""
-        if self.base == _CONST:
-            return Name(_CONST, self.offset & 0xFFFFFFFF)
-        return Name(self.base, self.offset, 4)
-
-
-_CONST: Base = ("const",)
-_STACK: Base = ("stack",)
+_LOW = ("const", 0xFFFFFFFF)
 
 
 @dataclass(slots=True)
@@ -71,22 +45,42 @@ class Call:
     surviving: dict[Place, Name]
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """A jump to the start of another function, and what the places held then."""
+
+    target: int | None
+    before: dict[Place, Name]
+
+
 class Places:
-    """The names in one function; ``calls`` by return address. Empty where analysis gave up."""
+    """The names in one function; ``calls`` by return address, ``tails`` the ways out by a jump.
+
+    ``made`` tells by base what was computed: an expression with ("name", Name) for registers.
+    All empty where analysis gave up.
+    """
 
     def __init__(self, code: Code, arch: Arch, entry: int) -> None:
-        self._arch = arch
+        self._arch, self._code = arch, code
         self._saved = frozenset(arch.registers) - arch.clobbered - {arch.stack}
         self.calls: dict[int, Call] = {}
+        self.tails: list[Tail] = []
+        self.made: dict[Base, Expr] = {}
         function = code.function(entry)
         self.segments = function.segments
         if function.incomplete or len(function.segments) > MAX_SEGMENTS:
             return
+        self._faulting = {s.last.address for s in self.segments.values() if s.kind == "fault"}
         states = self._run(entry)
         for start, state in (states or {}).items():
             segment = function.segments[start]
             if segment.kind == "call":
                 self._call_site(segment, state.copy())
+            for target in segment.leaves(function.segments):
+                left = state.copy()
+                for insn in segment.insns:
+                    self._step(left, insn)
+                self.tails.append(Tail(target, left.names))
 
     def reaches(self, after: int, call: int) -> bool:
         """Whether the call returning to ``call`` can follow the one returning to ``after``."""
@@ -104,22 +98,23 @@ class Places:
 
     def _run(self, entry: int) -> dict[int, State] | None:
         names: dict[Place, Name] = {r: Name(("entry", r)) for r in self._arch.registers}
-        names[self._arch.stack] = Name(_STACK, -8)  # the return address is below the caller's
-        states = {entry: State(names)}
+        names[self._arch.stack] = Name(STACK, -8)  # the return address is below the caller's
+        states: dict[int, State] = {}
+        ways_in: dict[int, dict[object, State]] = {entry: {"entry": State(names)}}
         todo, visits = [entry], 0
         while todo:
-            start = todo.pop()
+            start = heapq.heappop(todo)  # by address: mostly those before come first
+            state = _met(list(ways_in[start].values()), start)
+            if states.get(start) == state:
+                continue
             visits += 1
             if visits > MAX_VISITS:
                 return None
-            for target, out in self._leave(self.segments[start], states[start].copy()):
-                if target not in self.segments:
-                    continue
-                if target not in states:
-                    states[target] = out
-                    todo.append(target)
-                elif _meet(states[target], out, target):
-                    todo.append(target)
+            states[start] = state
+            for number, (target, out) in enumerate(self._leave(self.segments[start], state.copy())):
+                if target in self.segments:
+                    ways_in.setdefault(target, {})[start, number] = out
+                    heapq.heappush(todo, target)
         return states
 
     def _leave(self, segment: Segment, state: State) -> Iterator[tuple[int, State]]:
@@ -128,6 +123,8 @@ class Places:
             self._step(state, insn)
         faulted = state.copy()
         self._step(state, segment.last)
+        if segment.kind == "call" and self._never_returns(segment):
+            return
         for target in segment.successors():
             if segment.kind == "fault" and target == segment.target:
                 for effect in segment.last.effects:
@@ -136,6 +133,10 @@ class Places:
                 yield target, faulted.copy()
             else:
                 yield target, state.copy()
+
+    def _never_returns(self, call: Segment) -> bool:
+        target = call.target
+        return target is not None and self._code.name(self._code.resolve(target)) in NORETURN
 
     def _call_site(self, segment: Segment, state: State) -> None:
         for insn in segment.insns[:-1]:
@@ -174,6 +175,7 @@ class Places:
             for place in set(names) | set(other.names):
                 if names.get(place) != other.names.get(place):
                     names[place] = Name(("at", insn.address, place))
+                self.made.pop(("at", insn.address, place), None)
 
     def _effect(self, state: State, insn: Insn, effect: Effect) -> None:
         names = state.names
@@ -181,6 +183,8 @@ class Places:
             _set, register, size, expr = effect
             fresh = Name(("at", insn.address, register))
             value = self._value(state, expr)
+            if value is None or size < 4:
+                self._make(state, fresh.base, size, expr)
             if value is None and size == 8:
                 value = fresh
                 slot = self._slot(state, expr)
@@ -196,20 +200,41 @@ class Places:
         elif effect[0] == "forget":
             for register in effect[1]:
                 names[register] = Name(("at", insn.address, register))
+        elif effect[0] == "swap":
+            _swap, address, size, register = effect
+            held = self._value(state, ("reg", register, 8)) if size == 8 else None
+            self._store(state, self._value(state, address), size, held, insn)
+            names[register] = Name(("at", insn.address, register))
+        elif effect[0] in ("copy", "fill"):
+            self._overwrite(state, self._value(state, effect[1]))
+
+    def _overwrite(self, state: State, at: Name | None) -> None:
+        """Any number of bytes from an address upwards."""
+        if at is not None and at.base == STACK:
+            self._forget_above(state, at.offset - 8)
+        else:
+            self._forget_given(state)
+
+    def _make(self, state: State, base: Base, size: int, expr: Expr) -> None:
+        made = formula(state.names, expr)
+        if made is None or size < 4 or base[1] in self._faulting:
+            self.made.pop(base, None)
+        else:
+            self.made[base] = made if size == 8 else ("bin", "and", 8, made, _LOW)
 
     def _slot(self, state: State, expr: Expr) -> int | None:
         if expr[0] != "load" or expr[2] != 8:
             return None
         at = self._value(state, expr[1])
-        return at.offset if at is not None and at.base == _STACK else None
+        return at.offset if at is not None and at.base == STACK else None
 
     def _store(
         self, state: State, at: Name | None, size: int, value: Name | None, insn: Insn
     ) -> None:
         names = state.names
-        if value is not None and value.base == _STACK:
+        if value is not None and value.base == STACK:
             self._given(state, value.offset)
-        if at is None or at.base != _STACK:
+        if at is None or at.base != STACK:
             self._forget_given(state)
             return
         for slot in [
@@ -227,10 +252,10 @@ class Places:
                 return None
             return name if expr[2] == 8 else name.low()
         if kind == "const":
-            return Name(_CONST, expr[1])
+            return Name(CONST, expr[1])
         if kind == "load":
             at = self._value(state, expr[1])
-            if at is None or at.base != _STACK or expr[2] < 4:
+            if at is None or at.base != STACK or expr[2] < 4:
                 return None
             found = state.names.get(at.offset)
             return found if found is None or expr[2] == 8 else found.low()
@@ -238,9 +263,9 @@ class Places:
             left, right = self._value(state, expr[3]), self._value(state, expr[4])
             if left is None or right is None:
                 return None
-            if expr[1] == "add" and left.base == _CONST:
+            if expr[1] == "add" and left.base == CONST:
                 left, right = right, left
-            if right.base == _CONST:
+            if right.base == CONST:
                 number = right.offset - (1 << 64) if right.offset >> 63 else right.offset
                 return left.plus(number if expr[1] == "add" else -number)
         return None
@@ -255,33 +280,33 @@ class Places:
         """A call: stack addresses in the argument registers are in other hands from now on."""
         for register in self._arch.arguments:
             name = state.names.get(register)
-            if name is not None and name.base == _STACK:
+            if name is not None and name.base == STACK:
                 self._given(state, name.offset)
         self._forget_given(state)
 
     def _forget_given(self, state: State) -> None:
         """Slots that others may have changed; never those in which a caller's register is saved."""
-        if state.given is None:
-            return
+        if state.given is not None:
+            self._forget_above(state, state.given)
+
+    def _forget_above(self, state: State, lowest: int) -> None:
         for place, name in list(state.names.items()):
             saved = name.base[0] == "entry" and name.base[1] in self._saved and name.offset == 0
-            if isinstance(place, int) and place >= state.given and not saved:
+            if isinstance(place, int) and place >= lowest and not saved:
                 del state.names[place]
 
 
-def _meet(known: State, more: State, segment: int) -> bool:
-    """Make ``known`` hold for ``more`` as well; whether that changed it."""
-    changed = False
-    if more.given is not None and (known.given is None or more.given < known.given):
-        known.given, changed = more.given, True
-    for place, name in list(known.names.items()):
-        other = more.names.get(place)
-        met = Name(("meet", segment, place))
-        if name == met or other == name:
-            continue
-        if other is None:
-            del known.names[place]
-        else:
-            known.names[place] = met
-        changed = True
-    return changed
+def _met(states: list[State], segment: int) -> State:
+    """What holds where all of these meet."""
+    if len(states) == 1:
+        return states[0].copy()
+    first, *others = states
+    names: dict[Place, Name] = {}
+    for place, name in first.names.items():
+        found = [state.names.get(place) for state in others]
+        if all(other == name for other in found):
+            names[place] = name
+        elif None not in found:
+            names[place] = Name(("meet", segment, place))
+    given = [state.given for state in states if state.given is not None]
+    return State(names, min(given, default=None))

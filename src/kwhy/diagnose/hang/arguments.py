@@ -1,19 +1,21 @@
 """What the functions on a task's stack were called with, and where it took the locks it holds."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from kwhy.arch import of
-from kwhy.case.evidence import JSON
+from kwhy.arch.x86_64_syscalls import SYSCALLS
+from kwhy.case.evidence import JSON, MissingMemory
+from kwhy.diagnose.hang.memory import kernel_pointer
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.flow.cfg import Code
-from kwhy.flow.frames import Recovered, Recovery, Value
+from kwhy.flow.frames import Recovered, Recovery, SystemCall, Value
 from kwhy.flow.places import Call
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.program import open_program
-from kwhy.kernel.symbols import base_name
+from kwhy.kernel.symbols import Symbol, base_name
 from kwhy.kernel.types import TypeRef
 from kwhy.verdict.hang import Argument, Taken
 
@@ -166,7 +168,7 @@ class Arguments:
         if not stack.frames:
             return None
         frames = [
-            _Called(f.pc, f.cfa, f.symbol.address if f.symbol and not f.guessed else None)
+            _Called(f.pc, f.cfa, self._entry(f.symbol) if f.symbol and not f.guessed else None)
             for f in stack.frames
         ]
         base = stack.task.sp
@@ -176,7 +178,39 @@ class Arguments:
             return stack.words[index] if not rest and 0 <= index < len(stack.words) else None
 
         saved = {_NAMES[name]: value for name, value in stack.saved}
-        return self._recovery.stack(frames, saved, word)
+        return self._recovery.stack(frames, saved, word, self._load, self._call(stack, word))
+
+    def _entry(self, symbol: Symbol) -> int | None:
+        """Where the function starts of which ``symbol`` is the whole or the unlikely part."""
+        name, cold, _number = symbol.name.partition(".cold")
+        return self._kernel.symbols.address(name) if cold else symbol.address
+
+    def _load(self, address: int, size: int) -> int | None:
+        try:
+            if kernel_pointer(address):
+                return int.from_bytes(self._kernel.evidence.read(address, size), "little")
+        except MissingMemory:
+            pass
+        return None
+
+    def _call(self, stack: Stack, word: Callable[[int], int | None]) -> SystemCall | None:
+        """The system call that the task is in, by the kernel's own table."""
+        arch = self._recovery.arch
+        table = self._kernel.symbols.address(arch.syscall_table)
+        if stack.regs is None or table is None or stack.names[-2:-1] != (arch.syscall_dispatch,):
+            return None
+        number = word(stack.regs + arch.syscall_number)
+        name = SYSCALLS.get(number) if number is not None else None
+        function = self._load(table + 8 * number, 8) if name and number is not None else None
+        if function is None:
+            return None
+        # Who traces a task may change its registers, and so do these calls.
+        lasting = not stack.task.tracer and name not in ("execve", "execveat", "rt_sigreturn")
+        kept = frozenset(stack.regs + at for at in arch.syscall_arguments)
+        frame = len(stack.frames) - 3
+        if not lasting:
+            return SystemCall(frame, function, stack.regs)
+        return SystemCall(frame, function, stack.regs, number, kept)
 
     def _fitting(self, type: TypeRef, value: Value) -> Value | None:
         """A value of which only the low half is known serves for a type that is no larger."""
