@@ -88,7 +88,7 @@ def _task(program: Any, address: int) -> Any:
 
 def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
     """How many parameters have a value, by kwhy, by drgn, by either; how often they differ."""
-    from kwhy.diagnose.hang.arguments import BY_DEBUG, Arguments
+    from kwhy.diagnose.hang.arguments import Arguments
 
     arguments = Arguments(kernel)
     count: Counter[str] = Counter()
@@ -100,9 +100,9 @@ def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
                 ours = None if not argument.value else argument.value.replace("NULL", "0")
                 count["parameters"] += 1
                 count["kwhy"] += ours is not None
-                count["without debug symbols"] += ours is not None and argument.source != BY_DEBUG
+                count["without debug symbols"] += ours is not None and not argument.now
                 count["drgn"] += theirs is not None
-                if ours is not None and theirs is not None and argument.source != BY_DEBUG:
+                if ours is not None and theirs is not None and not argument.now:
                     same = (int(ours, 0) ^ theirs) & 0xFFFFFFFF == 0
                     count["same" if same else "different"] += 1
     return dict(count)

@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 
 from kwhy.report import hang, schema
-from kwhy.verdict.hang import Verdict
+from kwhy.verdict.hang import Argument, Frame, Verdict
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "hang" / "report.json"
 
@@ -47,6 +47,25 @@ def test_fits_the_width(width: int) -> None:
     """No line is wider than asked for."""
     lines = plain(sample(), width).splitlines()
     assert not [line for line in lines if cell_len(line) > width]
+
+
+def test_what_a_parameter_has_become_is_not_shown_as_passed() -> None:
+    """Debug symbols tell a variable's present value, which the function may have assigned."""
+    frame = Frame(
+        function="signalfd_read",
+        offset="0x1c7",
+        args=(
+            Argument(name="ppos", value="NULL", source="kept in r12"),
+            Argument(name="count", value="1", source="by debug symbols", now=True),
+        ),
+    )
+    verdict = sample()
+    tasks = tuple(dataclasses.replace(task, stack=(frame,)) for task in verdict.tasks)
+    changed = dataclasses.replace(verdict, tasks=tasks)
+    schema.validate(changed.to_json())
+    text = plain(changed)
+    assert "      ppos = NULL  (kept in r12)" in text
+    assert "      count is now 1  (by debug symbols)" in text
 
 
 def test_headline_comes_first() -> None:

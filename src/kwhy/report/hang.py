@@ -205,7 +205,8 @@ def _frame(page: Page, frame: Frame) -> None:
     )
     for argument in frame.args:
         if argument.value:
-            shown = f"      {argument.name} = {argument.value}"
+            verb = "is now" if argument.now else "="
+            shown = f"      {argument.name} {verb} {argument.value}"
             page.raw((shown, ""), (f"  ({argument.source})", "dim"))
 
 

@@ -87,11 +87,16 @@ WANTED: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Argument:
-    """A parameter of a frame's function, and where its value was found; "" value: not known."""
+    """A parameter of a frame's function, and where its value was found; "" value: not known.
+
+    The value is what the function was called with; ``now``: what the parameter has become by now,
+    for the function may have assigned to it.
+    """
 
     name: str
     value: str
     source: str
+    now: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

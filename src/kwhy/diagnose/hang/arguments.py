@@ -35,7 +35,6 @@ _GIVES = frozenset({
 _NAMES = {"bx": "rbx", "bp": "rbp", "r12": "r12", "r13": "r13", "r14": "r14", "r15": "r15"}
 
 _MASK = (1 << 64) - 1
-BY_DEBUG = "the variable as it is now, by debug symbols"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,16 @@ class Arguments:
             value = recovered.argument(number, index)
             if value is not None:
                 value = self._fitting(type, value)
-            source = value.source if value else "not known"
-            if value is None and (now := self._debug(stack, frame.pc, name)) is not None:
-                value, source = Value(now, ""), BY_DEBUG
-            shown = self._shown(type, value.value) if value else ""
-            found.append(Argument(name=name or f"argument {index + 1}", value=shown, source=source))
+            now = self._debug(stack, frame.pc, name) if value is None else None
+            value = value if now is None else Value(now, "by debug symbols")
+            found.append(
+                Argument(
+                    name=name or f"argument {index + 1}",
+                    value=self._shown(type, value.value) if value else "",
+                    source=value.source if value else "not known",
+                    now=now is not None,
+                )
+            )
         return tuple(found)
 
     def taken(self, stack: Stack, locks: Iterable[int]) -> dict[int, Taken]:
@@ -125,10 +129,7 @@ class Arguments:
         )
 
     def _debug(self, stack: Stack, pc: int, name: str) -> int | None:
-        """A parameter's present value where debug symbols say where it is kept.
-
-        It comes second: the function may have changed its parameter since.
-        """
+        """A parameter's present value where debug symbols say where it is kept."""
         task = stack.task.address
         told = self._kernel.evidence.answer(f"hang/debug/{task:x}", lambda: self._by_debug(task))
         value = told.get(f"{pc:x} {name}") if isinstance(told, dict) else None
