@@ -12,14 +12,18 @@ from tests.lab.test_incidents import explain
 
 from kwhy import lab
 from kwhy.case.casefile import CaseFile
-from kwhy.diagnose.again import Again, Held, Refused, execute
-from kwhy.diagnose.rounds import open_session
+from kwhy.diagnose.again import Again, Refused, execute
+from kwhy.diagnose.rounds import held_of, open_session
 from kwhy.lab.incidents import INCIDENTS
 from kwhy.record.model import Call, SyscallRecord
 from kwhy.record.rank import rank
 
 OPEN = ("pipe_again", "mprotect_nomem")
 """Incidents whose recording fits several conditions."""
+
+MARKED = "mkdir_rofs"
+"""One more, whose call marks in an inode that it may be searched: executed again it goes another
+way there. What decides is a call whose operands are not told."""
 
 OVERWRITTEN = "clone3_inval"
 """And one whose arguments lie on the stack, with something else on it by the time of the exit."""
@@ -47,7 +51,7 @@ def saved(
             assert verdict["evidence"]["emulated"] > 0
             assert any("executing the call again" in note for note in verdict["evidence"]["notes"])
             values = [o["source"] for o in verdict["conditions"][-1]["operands"]]
-            assert "executed" in values or name == OVERWRITTEN
+            assert "executed" in values or name in (OVERWRITTEN, MARKED)
             again = kwhy("explain", str(cases[name]), "--json")
             assert verdict == again.verdict
         return cases[name]
@@ -55,7 +59,7 @@ def saved(
     yield case
 
 
-@pytest.mark.parametrize("name", [*OPEN, OVERWRITTEN])
+@pytest.mark.parametrize("name", [*OPEN, OVERWRITTEN, MARKED])
 def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
     """Right and observed, its values from the execution; the case alone tells the same."""
     assert saved(name).is_file()
@@ -67,16 +71,17 @@ def without(call: Call, victim: Call) -> Call:
     return replace(call, children=children)
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", [*OPEN, MARKED])
 def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, name: str) -> None:
     """With one call cut out of the recording, one put in, or another result, it is refused."""
     session = open_session(CaseFile(saved(name)))
     recording = session.recording(0)
     record = recording.syscall(rank(recording, errno=INCIDENTS[name].errno)[0].index)
-    assert record.entry is not None
+    held = held_of(session, 0, record)
+    assert held is not None and record.entry is not None
 
     def refused(altered: SyscallRecord) -> bool:
-        found = execute(session.kernel, session.code, altered, [], Held({}))
+        found = execute(session.kernel, session.code, altered, [], held)
         assert isinstance(found, Again | Refused)
         return isinstance(found, Refused) and "does not count" in found.note
 

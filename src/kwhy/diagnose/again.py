@@ -6,6 +6,8 @@ assumed: an execution counts only when its result and its calls are the recorded
 """
 
 import contextlib
+import functools
+import itertools
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -15,6 +17,8 @@ from kwhy.case.evidence import PAGE
 from kwhy.diagnose.analysis import Watched
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
+from kwhy.emulate.replay import Turn
+from kwhy.emulate.turned import led
 from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Hit
@@ -23,7 +27,9 @@ from kwhy.kernel.program import open_program
 from kwhy.record.model import Call, SyscallRecord
 
 PATIENCE = 5.0
-"""Seconds to wait for memory that does not contradict itself."""
+"""Seconds to wait for memory that does not contradict itself,"""
+ROUNDS = 8
+"""but on a slow machine at least so many executions."""
 CLUSTER = 64 * PAGE
 """Of the memory map: the ``struct page`` of 4096 pages."""
 NEAR = 50_000_000
@@ -86,33 +92,50 @@ def execute(
     held: Held,
 ) -> Again | Refused:
     """Execute a recorded call again, watching the branches at these addresses."""
-    def run() -> Replay:
-        return replay(_caller(kernel, record), record, code, watch=branches, user=held.user)
+    @functools.cache
+    def base() -> Caller:
+        return Caller(kernel)
+
+    def run(turns: tuple[Turn, ...] = ()) -> Replay:
+        caller = _caller(base(), record)
+        return replay(caller, record, code, watch=branches, user=held.user, turns=turns)
+
+    def settled(turns: tuple[Turn, ...] = ()) -> Replay:
+        evidence = kernel.evidence
+        once = functools.partial(run, turns)
+        return _settled(kernel, once, evidence) if isinstance(evidence, Moving) else once()
 
     try:
-        evidence = kernel.evidence
-        done = _settled(kernel, run, evidence) if isinstance(evidence, Moving) else run()
+        done = settled()
+        turned = None if done.agrees else led(run, done)
+        if turned is not None:
+            done = settled(turned.turns)
     except KwhyError as error:
         return Refused(f"the call was not executed again offline: {error}")
     if not done.agrees:
         return Refused(
             f"the call was executed again offline, which does not count: {done.difference}"
         )
+    if any(turn.address in branches for turn in done.turns):
+        return Refused(
+            "the call was executed again offline, which does not count: what has to be decided "
+            "depends on what the call itself has changed"
+        )
     return _accepted(record, done, code, branches)
 
 
-def _caller(kernel: Kernel, record: SyscallRecord) -> Caller:
+def _caller(base: Caller, record: SyscallRecord) -> Caller:
     """As the thread that made the call; if it is gone, as the process's first, which is kept."""
     try:
-        return Caller(kernel, task=record.tid)
+        return base.again(record.tid)
     except UsageError:
         if record.tid == record.pid:
             raise
-        return Caller(kernel, task=record.pid)
+        return base.again(record.pid)
 
 
 def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Replay:
-    """Execute until it is the recorded call, all that it needs is of one moment, or it takes long.
+    """Execute until it is the recorded call, twice differs from it in the same, or it takes long.
 
     What was read before the call is another now. And pages read one after the other while their
     kernel goes on can contradict each other: the free pages of a CPU above all, the tree of the
@@ -120,19 +143,24 @@ def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Rep
     """
     start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
     deadline = time.monotonic() + PATIENCE
-    while True:
+    before: str | None = None
+    for number in itertools.count(1):
         evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
         known = set(evidence.pages)
+        late = number >= ROUNDS and time.monotonic() > deadline
         try:
             done = run()
         except KwhyError:
-            if len(evidence.pages) == len(known) or time.monotonic() > deadline:
+            if len(evidence.pages) == len(known) or late:
                 raise
             continue
         new = evidence.pages.keys() - known
-        if done.agrees or not new or time.monotonic() > deadline:
+        same = str(done.difference) == before and (done.outcome.returned or not new)
+        if done.agrees or same or late:
             return done
+        before = str(done.difference)
         _prefetch_map(kernel, new)
+    raise AssertionError("unreachable")
 
 
 def _prefetch_map(kernel: Kernel, pages: Collection[int]) -> None:
@@ -164,8 +192,16 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
         Watched(hits, frozenset(branches), source="executed"),
         run.outcome.instructions,
         f"settled by executing the call again offline ({run.outcome.instructions} instructions, "
-        f"{made} calls): its result and its traced calls are the recorded ones",
+        f"{made} calls): its result and its traced calls are the recorded ones" + _led(run, code),
     )
+
+
+def _led(run: Replay, code: Code) -> str:
+    """Where it was made to go the recorded way."""
+    if not run.turns:
+        return ""
+    names = ", ".join(dict.fromkeys(f"{code.name(turn.address)}()" for turn in run.turns))
+    return f"; in {names} it was led past what the call itself has changed since"
 
 
 def _calls(history: History, code: Code) -> list[Call]:

@@ -143,7 +143,7 @@ def _in_round(
         record,
         code=session.code,
         probes=probes,
-        held=_held(session, index, record),
+        held=held_of(session, index, record),
         account=_account(session, recording),
         others=_others(session.recording(start), ranked, chosen),
         kmsg=_kmsg(round_),
@@ -153,7 +153,7 @@ def _in_round(
     return Answer(verdict, analysis, probe_definitions(arch, wanted))
 
 
-def _held(session: Session, index: int, record: SyscallRecord) -> Held | None:
+def held_of(session: Session, index: int, record: SyscallRecord) -> Held | None:
     """What is there of the process that made a call, if it was kept at its exit.
 
     Only the last round's counts: what changes was read again then.

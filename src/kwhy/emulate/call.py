@@ -22,9 +22,9 @@ from kwhy.emulate.machine import GENERAL, MAX_BLOCKS, End
 from kwhy.emulate.memory import Change
 from kwhy.emulate.scene import SCRATCH, KernelScene
 from kwhy.emulate.selftest import check
+from kwhy.emulate.steps import decoded
 from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code
-from kwhy.flow.ir import Insn
 from kwhy.kernel.btfprogram import BtfSource
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.program import open_program
@@ -107,6 +107,12 @@ class Caller:
         """The same kernel, CPU and task with another reading of the memory."""
         other = copy.copy(self)
         other.ground = Ground(self.kernel, memory)
+        return other
+
+    def again(self, task: int) -> "Caller":
+        """The same kernel and CPU, its memory read anew, as the task with this number."""
+        other = self.on(self.ground.memory)
+        other.task = other.find_task(task)
         return other
 
     # -- tasks -------------------------------------------------------------------------------------
@@ -367,21 +373,15 @@ class Caller:
 
     # -- figures -----------------------------------------------------------------------------------
 
-    @cached_property
-    def _blocks(self) -> dict[tuple[int, int], list[Insn]]:
-        return {}
-
     def instructions(self, scene: KernelScene) -> int:
         """How many instructions a scene's run took; a clock that cannot be told is noted."""
         total = 0
         for block, times in Counter(scene.machine.track.blocks).items():
-            if block not in self._blocks:
-                try:
-                    code = scene.memory.read(*block)
-                except MissingMemory:
-                    code = b""
-                self._blocks[block] = self.arch.decode(code, block[0])
-            insns = self._blocks[block]
+            try:
+                code = scene.memory.read(*block)
+            except MissingMemory:
+                code = b""
+            insns = decoded(self.arch, code, *block).insns
             total += times * len(insns)
             if any(insn.text in machine_arch.COUNTER_READS for insn in insns):
                 scene.note(

@@ -1,5 +1,6 @@
 """What every run on one kernel shares: how its memory is found, and how its code is prepared."""
 
+import functools
 from functools import cached_property
 
 from kwhy.arch import x86_64_emulation as arch
@@ -10,6 +11,7 @@ from kwhy.emulate.memory import Page
 from kwhy.errors import FeatureError, KwhyError
 from kwhy.kernel.identity import vmcoreinfo
 from kwhy.kernel.model import Kernel
+from kwhy.kernel.symbols import Symbols
 
 DIRECT_MAP_SIZE = 1 << 46
 
@@ -120,13 +122,18 @@ class Ground:
         symbol = self.kernel.symbols.at(address)
         return symbol.name if symbol else None
 
-    @cached_property
+    @property
     def planted(self) -> dict[int, str]:
         """Entries of the functions that are not to run, with their names."""
-        names = [*limits.STOPS, *limits.SKIPS, *limits.YIELDS, *limits.CLOCKS]
-        return {
-            symbol.address: name
-            for name in names
-            for symbol in self.kernel.symbols.named(name, modules=False)
-            if symbol.code
-        }
+        return _planted(self.kernel.symbols)
+
+
+@functools.lru_cache(maxsize=2)
+def _planted(symbols: Symbols) -> dict[int, str]:
+    names = [*limits.STOPS, *limits.SKIPS, *limits.YIELDS, *limits.CLOCKS]
+    return {
+        symbol.address: name
+        for name in names
+        for symbol in symbols.named(name, modules=False)
+        if symbol.code
+    }

@@ -4,7 +4,8 @@ What a machine cannot decide by itself it asks its :class:`Scene`: a page that i
 planted trap, an undefined instruction.  Nothing here knows of kernels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -52,7 +53,7 @@ class Scene(Protocol):
 class _Event:
     """Why the emulator left its loop."""
 
-    kind: Literal["fault", "trap", "exception", "undefined", "bound", "port", "full"]
+    kind: Literal["fault", "trap", "turn", "exception", "undefined", "bound", "port", "full"]
     address: int = 0
     write: bool = False
     text: str = ""
@@ -138,6 +139,22 @@ class Machine:
                 begin=address, end=address,
             )  # fmt: skip
 
+    def turn(self, ways: Mapping[tuple[int, int], int]) -> None:
+        """Make branches go the other way: by address and execution (from 0) the next instruction.
+
+        For code that has not run yet.
+        """
+        for address in {address for address, _ in ways}:
+            runs = itertools.count()
+
+            def leave(_uc: Any, at: int, _size: int, _data: Any, runs: Any = runs) -> None:
+                target = ways.get((at, next(runs)))
+                if target is not None:
+                    self._event = _Event("turn", target)
+                    self._uc.emu_stop()
+
+            self._uc.hook_add(unicorn.UC_HOOK_CODE, leave, begin=address, end=address)
+
     def run(self, start: int, until: int, limit: int = MAX_BLOCKS) -> End:
         """Run from ``start`` until control reaches ``until``, at most ``limit`` basic blocks.
 
@@ -197,6 +214,9 @@ class Machine:
             return self.scene.fault(self, event.address, event.write, event.text)
         if event.kind == "trap":
             return self.scene.trap(self, event.address)
+        if event.kind == "turn":
+            self.set(arch.PC, event.address)
+            return None
         if event.kind == "undefined":
             return self.scene.undefined(self, event.address)
         if event.kind == "bound":

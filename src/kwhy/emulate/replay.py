@@ -5,8 +5,9 @@ files, credentials and memory are read. Whether the second execution is the firs
 assumed but compared: by the returned value, and by the calls that the recording shows.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller, Outcome, Passed
@@ -30,15 +31,53 @@ _CHANCE = frozenset({
 })  # fmt: skip
 """Whether these fill up again depends on what was taken before (drivers/char/random.c), by the call
 itself too: what they call is not compared."""
+_STORES = frozenset({
+    "___slab_alloc", "__slab_alloc", "__slab_free", "rmqueue_bulk", "__rmqueue_pcplist",
+    "free_pcppages_bulk", "folio_batch_move_lru", "pagevec_lru_move_fn", "__pagevec_lru_add",
+})  # fmt: skip
+"""What fills and empties a CPU's own stores of objects and pages (mm/slub.c, mm/page_alloc.c,
+mm/swap.c) when they ran out or over, which depends on what was taken before: left out as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call in an execution: the function, what it called, what it returned (None: not back)."""
+    """A call in an execution: the function, what it called, what it returned (None: not back), and
+    which of the history's frames it is."""
 
     function: int
     children: tuple["Step", ...]
     ret: int | None
+    frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing in which an execution is not the recorded call, as a sentence's end.
+
+    Where the calls differ: ``matched``, how many were the same before; ``frame``, the frame that
+    went another way, somewhere in the steps from ``first`` to before ``last``, and ``wanted``, what
+    it should have called there (None: it should have returned).
+    """
+
+    text: str
+    matched: int = 0
+    wanted: int | None = None
+    frame: int | None = None
+    first: int = 0
+    last: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The ``run``-th execution (from 0) of the branch at ``address`` goes on at ``target``,
+    whatever it asks."""
+
+    address: int
+    run: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +94,16 @@ class Replay:
 
     ``root`` is its call graph; ``history.branches`` are all its branches, and ``history.value``
     tells the value of any term in them (see :mod:`kwhy.diagnose.executed` for their words).
-    ``difference`` is None when the recording agrees, else a sentence on the first disagreement.
-    ``sights`` are the watched instructions that ran, with their steps, in order.
+    ``difference`` is None when the recording agrees. ``sights`` are the watched instructions that
+    ran, with their steps, in order. ``turns`` are the branches that were made to go the other way.
     """
 
     outcome: Outcome
     history: History
     root: Step
-    difference: str | None
+    difference: Difference | None
     sights: list[tuple[int, Sight]]
+    turns: tuple[Turn, ...] = ()
 
     @property
     def ret(self) -> int | None:
@@ -95,6 +135,7 @@ def enter(
     detail: bool = False,
     watch: Collection[int] = (),
     sights: list[Sight] | None = None,
+    turns: Collection[Turn] = (),
 ) -> Outcome:
     """Execute the call without comparing; what the watched instructions saw goes to ``sights``.
 
@@ -114,6 +155,7 @@ def enter(
             sights.append(Sight(address, {**registers, "flags": get(arch.FLAGS)}))
 
         scene.machine.watch(watch, note)
+    scene.machine.turn({(turn.address, turn.run): turn.target for turn in turns})
     arguments = [Passed(f"{value:#x}", value, None) for value in record.args]
     return run(caller, scene, face, arguments, limit=limit)
 
@@ -125,21 +167,23 @@ def replay(
     limit: int = MAX_BLOCKS,
     watch: Collection[int] = (),
     user: Mapping[int, bytes] | None = None,
+    turns: tuple[Turn, ...] = (),
 ) -> Replay:
     """Execute ``record``'s call again as the caller's task, from its recorded arguments.
 
     ``caller`` is of that task (``Caller(kernel, task=record.tid)``), ``code`` of the same kernel.
-    ``watch`` are addresses of instructions whose registers are wanted; ``user`` see :func:`enter`.
+    ``watch`` are addresses of instructions whose registers are wanted; ``user`` see :func:`enter`;
+    ``turns`` are branches that go another way (see :mod:`kwhy.emulate.turned`).
     Raises UsageError for a call that cannot be entered (of a 32-bit program, or unknown).
     """
     sights: list[Sight] = []
     outcome = enter(
-        caller, record, user, limit=limit, detail=True, watch=watch, sights=sights
+        caller, record, user, limit=limit, detail=True, watch=watch, sights=sights, turns=turns
     )
     history = outcome.history(code)
     root = _steps(history)
-    difference = _difference(outcome, root, record, code)
-    return Replay(outcome, history, root, difference, _placed(history, sights))
+    difference = _difference(outcome, history, root, record, code)
+    return Replay(outcome, history, root, difference, _placed(history, sights), turns)
 
 
 def _placed(history: History, sights: Sequence[Sight]) -> list[tuple[int, Sight]]:
@@ -158,55 +202,88 @@ def _steps(history: History) -> Step:
     made: dict[int, Step] = {}
     for frame in reversed(history.all_frames):
         children = tuple(made[called.frame] for called in frame.calls)
-        made[frame.number] = Step(frame.entry, children, frame.result)
+        made[frame.number] = Step(frame.entry, children, frame.result, frame.number)
     return made[0]
 
 
-def _difference(outcome: Outcome, root: Step, record: Record, code: Code) -> str | None:
+def _difference(
+    outcome: Outcome, history: History, root: Step, record: Record, code: Code
+) -> Difference | None:
+    parted = None
+    if record.entry is not None and not record.lost:
+        parted = _compare(code, history, root, record.entry)
     if not outcome.returned:
-        return f"it does not return: {outcome.end.reason}"
+        text = f"it does not return: {outcome.end.reason}"
+        return replace(parted, text=text) if parted else Difference(text)
     got = int(outcome.result.value_())
     if got != record.ret:
-        return f"it returns {got}, the recording {record.ret}"
+        text = f"it returns {got}, the recording {record.ret}"
+        return replace(parted, text=text) if parted else Difference(text)
     if record.entry is None:
-        return "the recording does not show the call's own function"
+        return Difference("the recording does not show the call's own function")
     if record.lost:
-        return "the recording has gaps"
-    return _compare(code, root, record.entry)
+        return Difference("the recording has gaps")
+    return parted
 
 
-def _compare(code: Code, step: Step, call: Call) -> str | None:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A call that leaves a trace; ``depth`` counts only such."""
+
+    depth: int
+    function: int
+    frame: int | None = None
+
+
+def _compare(code: Code, history: History, root: Step, call: Call) -> Difference | None:
     """The first place where two call graphs differ, among functions that the tracer sees."""
-    mine = [each for each in _seen(code, step.children) if code.name(each.function) not in _AROUND]
-    theirs = [each for each in _traced(call.children) if code.name(each.function) not in _AROUND]
-    for number, other in enumerate(theirs):
-        name = code.name(other.function)
-        if number >= len(mine):
-            return f"{code.name(call.function)}() called {name}(), and does not now"
-        if mine[number].function != other.function:
-            now = code.name(mine[number].function)
-            return f"{code.name(call.function)}() called {name}(), and now {now}()"
-        found = None if name in SKIPS or name in _CHANCE else _compare(code, mine[number], other)
-        if found is not None:
-            return found
-    if len(mine) > len(theirs):
-        more = code.name(mine[len(theirs)].function)
-        return f"{code.name(call.function)}() did not call {more}(), and does now"
+    mine = list(_seen(code, root))
+    theirs = list(_traced(code, call))
+    pairs = itertools.zip_longest(mine, theirs)
+    for at, (one, other) in enumerate(pairs):
+        if one and other and (one.depth, one.function) == (other.depth, other.function):
+            continue
+        depth = max(each.depth for each in (one, other) if each)
+        around = next(each for each in reversed(mine[:at]) if each.depth == depth - 1)
+        was = code.name(other.function) if other and other.depth == depth else None
+        now = code.name(one.function) if one and one.depth == depth else None
+        name = code.name(around.function)
+        if was is None:
+            text = f"{name}() did not call {now}(), and does now"
+        elif now is None:
+            text = f"{name}() called {was}(), and does not now"
+        else:
+            text = f"{name}() called {was}(), and now {now}()"
+        before = next((each for each in reversed(mine[:at]) if each.depth <= depth), around)
+        assert around.frame is not None and before.frame is not None
+        frame, last = history.all_frames[around.frame], history.all_frames[before.frame]
+        first = frame.begin if before is around else last.end
+        until = history.all_frames[one.frame].by if one and now and one.frame else frame.end
+        wanted = other.function if other and was else None
+        return Difference(text, at, wanted, frame.number, first, until)
     return None
 
 
-def _seen(code: Code, steps: Sequence[Step]) -> Iterator[Step]:
+def _seen(code: Code, step: Step, depth: int = 0) -> Iterator[_Seen]:
     """Calls that leave a trace; of one that does not, what it calls stands in its place."""
-    for step in steps:
-        if code.traceable(step.function):
-            yield step
-        else:
-            yield from _seen(code, step.children)
+    name = code.name(step.function)
+    if depth and name in _AROUND | _STORES:
+        return
+    if code.traceable(step.function) or not depth:
+        yield _Seen(depth, step.function, step.frame)
+        depth += 1
+    if name not in SKIPS and name not in _CHANCE:
+        for child in step.children:
+            yield from _seen(code, child, depth)
 
 
-def _traced(calls: Sequence[Call]) -> Iterator[Call]:
-    for call in calls:
-        if call.kind == "traced":
-            yield call
-        elif call.kind == "implicit":
-            yield from _traced(call.children)
+def _traced(code: Code, call: Call, depth: int = 0) -> Iterator[_Seen]:
+    name = code.name(call.function)
+    if depth and (name in _AROUND | _STORES or call.kind == "interrupt"):
+        return
+    if call.kind == "traced" or not depth:
+        yield _Seen(depth, call.function)
+        depth += 1
+    if name not in SKIPS and name not in _CHANCE:
+        for child in call.children:
+            yield from _traced(code, child, depth)

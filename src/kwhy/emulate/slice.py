@@ -49,6 +49,15 @@ def behind(history: History) -> set[int]:
     return slicer.done
 
 
+def asked(history: History, branch: int) -> set[int]:
+    """The steps that what a branch compares came from, and what decided that they ran."""
+    slicer = _Slicer(history, addresses=False)
+    for step in history.asked(branch):
+        slicer.follow(step)
+    slicer.deepen()
+    return slicer.done
+
+
 class _Slicer:
     def __init__(self, history: History, addresses: bool) -> None:
         self.history = history

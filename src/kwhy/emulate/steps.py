@@ -6,13 +6,15 @@ walked to, so that a question about a few steps of a long run costs little.
 """
 
 import bisect
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from kwhy import arch as architectures
 from kwhy.arch import Arch
 from kwhy.emulate.track import Track
 from kwhy.flow.cfg import annotate
@@ -51,7 +53,9 @@ class Steps:
         _, first, ids = np.unique(packed, return_index=True, return_inverse=True)
         self.ids = ids.astype(np.int64)
         self.blocks = [
-            _block(arch, read, int(track.addresses[at]), int(track.sizes[at])) for at in first
+            decoded(arch, read(int(track.addresses[at]), size), int(track.addresses[at]), size)
+            for at in first
+            for size in (int(track.sizes[at]),)
         ]
         self._cut()
         lengths = np.array([len(block.insns) for block in self.blocks], np.int64)
@@ -195,6 +199,11 @@ class Steps:
         value, address, _block, _offset, size, write = self._accesses[0][number].tolist()
         return Access(number, bool(write), address, size, value)
 
+    def written(self, since: int) -> Iterator[Access]:
+        """The writes from access number ``since`` on."""
+        for number in np.flatnonzero(self._accesses[0]["write"][since:]).tolist():
+            yield self.access(since + number)
+
     def access_step(self, number: int) -> int:
         """The step that made an access."""
         return int(self._access_steps[number])
@@ -232,8 +241,15 @@ class Steps:
         return [found[number] for number in sorted(found, reverse=True)]
 
 
-def _block(arch: Arch, read: Callable[[int, int], bytes], address: int, size: int) -> Block:
-    insns = arch.decode(read(address, size), address)
+def decoded(arch: Arch, code: bytes, address: int, size: int) -> Block:
+    """A block of ``size`` bytes, of which ``code`` could be read; shared, not to be changed."""
+    return _decoded(arch.name, code, address, size)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _decoded(name: str, code: bytes, address: int, size: int) -> Block:
+    arch = architectures.of(name)
+    insns = arch.decode(code, address)
     for insn in insns:
         annotate(insn, arch)
     end = insns[-1].end if insns else address
