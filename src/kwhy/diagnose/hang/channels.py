@@ -40,7 +40,7 @@ def pipe(look: Look, stack: Stack, frame: Frame) -> Claim | None:
 def _own_end(look: Look, found: Claim, way: str = "") -> Claim:
     """Says so where the only other end is the waiter's own."""
     own = look.tasks.by_address[found.task].tgid
-    if found.any_of and all(look.tasks.by_address[t].tgid == own for t in found.any_of):
+    if look.processes(found.any_of) == {own}:
         return replace(found, note=f"only this process itself has it open{way}")
     return found
 

@@ -39,6 +39,8 @@ class Ends:
         self._slots: dict[int, list[int]] | None = None
         self._private: dict[int, list[int]] = {}
         self._users: dict[int, tuple[int, ...]] = {}
+        self._known: dict[int, Open] = {}
+        self._together: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def of(self, private: int) -> tuple[Open, ...]:
         """The open files with that private data."""
@@ -47,8 +49,25 @@ class Ends:
 
     def file(self, file: int) -> Open:
         """One open file, by the address of its ``struct file``."""
+        if file not in self._known:
+            self._known[file] = self._file(file)
+        return self._known[file]
+
+    def users(self, opens: tuple[Open, ...]) -> tuple[int, ...]:
+        """The tasks that may use one of ``opens``; of the same files the same object."""
+        if len(opens) == 1:
+            return opens[0].tasks
+        files = tuple(one.file for one in opens)
+        if files not in self._together:
+            self._together[files] = tuple(dict.fromkeys(t for one in opens for t in one.tasks))
+        return self._together[files]
+
+    def _file(self, file: int) -> Open:
         tables = self._tables().get(file, [])
-        tasks = tuple(t for table in dict.fromkeys(tables) for t in self._users[table])
+        once = list(dict.fromkeys(tables))
+        tasks = tuple(t for table in once for t in self._users[table])
+        if len(once) == 1:
+            tasks = self._users[once[0]]
         mode = self._m.value("struct file", file, "f_mode")
         whole = bool(tables) and self._references(file) == len(tables)
         return Open(file, mode, tasks, len(tables), whole)

@@ -77,8 +77,15 @@ def _print(seen: Survey, address: int) -> JSON:
     """What must be the same at both looks for a wait to count."""
     task, claim = seen.task(address), seen.claims[address]
     owners: list[JSON] = [f"{owner:x}" for owner in claim.owners]
-    owners.append([f"{other:x}" for other in claim.any_of] if claim.complete else None)
+    owners.append(_several(claim.any_of) if claim.complete else None)
     return [task.tid, task.state, task.switches, claim.kind, f"{claim.address:x}", owners]
+
+
+def _several(tasks: Sequence[int]) -> JSON:
+    """Tasks, to be compared; of many their number and a sum must do."""
+    if len(tasks) <= graph.FEW:
+        return [f"{task:x}" for task in tasks]
+    return [len(tasks), f"{sum(tasks):x}"]
 
 
 def _asked(
@@ -131,13 +138,14 @@ class _Answer:
 
     def verdict(self) -> Verdict:
         waits_graph = graph.build(self.claims, self.asked)
-        shown = self._shown(waits_graph)
+        shown = sorted(waits_graph.reached(self.asked), key=lambda a: self._task(a).tid)
         detail = Detail(self.kernel, self.seen)
         waits, of_task = self._waits(shown, detail)
         tasks = tuple(detail.task(self.seen.task(a), of_task.get(a)) for a in shown[:MAX_SHOWN])
         roots = self._roots(waits_graph, waits, of_task)
-        cycles = tuple(self._ring(c) for c in waits_graph.cycles if set(c) & set(shown))
-        possible = tuple(self._ring(c) for c in waits_graph.possible if set(c) & set(shown))
+        told = set(shown)
+        cycles = tuple(self._ring(c) for c in waits_graph.cycles if not told.isdisjoint(c))
+        possible = tuple(self._ring(c) for c in waits_graph.possible if not told.isdisjoint(c))
         notes = self._notes()
         if len(shown) > MAX_SHOWN:
             notes.append(f"{len(shown) - MAX_SHOWN} more tasks are counted but not described")
@@ -187,18 +195,6 @@ class _Answer:
     def _task(self, address: int) -> Task:
         return self.seen.task(address)
 
-    def _shown(self, waits: graph.Waits) -> list[int]:
-        """The asked tasks and all that they wait for, directly or not."""
-        found = dict.fromkeys(self.asked)
-        queue = list(self.asked)
-        while queue:
-            here = queue.pop()
-            for other in waits.graph.successors(here) if here in waits.graph else ():
-                if other not in found:
-                    found[other] = None
-                    queue.append(other)
-        return sorted(found, key=lambda a: self._task(a).tid)
-
     def _waits(self, shown: list[int], detail: Detail) -> tuple[tuple[Wait, ...], dict[int, int]]:
         """Waits numbered in the order of their first waiter; those of all waiters, asked or not."""
         groups: dict[tuple[object, ...], list[Claim]] = {
@@ -218,7 +214,6 @@ class _Answer:
             first = claims[0]
             named = names.named(first, self.seen.stacks[first.task])
             frozen = named.name.startswith(FREEZES)
-            note = why_frozen(self.seen.look, first.address) if frozen else first.note
             note = why_frozen(self.seen.look, first.address) if frozen else first.note
             waits.append(
                 Wait(
@@ -253,20 +248,28 @@ class _Answer:
         """The ends of the chains, worst first; each with the tasks behind it."""
         asked = set(self.asked)
         groups: dict[tuple[str, object], list[int]] = {}
+        possible_of: dict[int, int] = {}
+        for number, ring in enumerate(found.possible):
+            for task in ring:
+                possible_of.setdefault(task, number)
         for task in self.asked:
             end = found.ends[task]
             cycle = found.cycle_of.get(end)
             if cycle is not None:
                 groups.setdefault(("deadlock", cycle), []).append(task)
                 continue
-            maybe = next((i for i, c in enumerate(found.possible) if end in c or task in c), None)
-            if maybe is not None:
-                groups.setdefault(("possible", maybe), []).append(task)
+            maybe = [possible_of[one] for one in (end, task) if one in possible_of]
+            if maybe:
+                groups.setdefault(("possible", min(maybe)), []).append(task)
                 continue
             claim = self.claims.get(end)
             if claim is not None and dict(claim.extra).get("gone"):
                 groups.setdefault(("gone", of_task.get(end)), []).append(task)
-            elif claim is not None and not claim.owners and len(self._pids(claim.any_of)) > 1:
+            elif (
+                claim is not None
+                and not claim.owners
+                and len(self.seen.look.processes(claim.any_of)) > 1
+            ):
                 groups.setdefault(("any", of_task.get(end)), []).append(task)
             elif end in asked and claim and not claim.owners and self._task(end).state != "T":
                 groups.setdefault(("unknown", of_task.get(end)), []).append(task)
@@ -291,7 +294,8 @@ class _Answer:
         if kind in ("deadlock", "possible"):
             cycle = (found.cycles if kind == "deadlock" else found.possible)[int(str(which))]
             tids = self._ring(cycle)
-            behind = tuple(t for t in waiting if t not in tids)
+            members_of = set(tids)
+            behind = tuple(t for t in waiting if t not in members_of)
             return Root(
                 kind="deadlock" if kind == "deadlock" else "possible",
                 text=say.cycle_text(tids, behind), tids=tids, waiting=behind,
@@ -319,9 +323,10 @@ class _Answer:
 
 
 def _same(claim: Claim) -> tuple[object, ...]:
-    """Equal for claims that wait for the same thing."""
+    """Equal for claims that wait for the same thing; of many tasks some are compared."""
     place = claim.address or claim.function
-    return (claim.kind, place, claim.owners, claim.extra, claim.any_of, claim.object)
+    far = (len(claim.any_of), claim.any_of[: graph.FEW])
+    return (claim.kind, place, claim.owners, claim.extra, far, claim.object)
 
 
 def _ending(task: Task) -> str:

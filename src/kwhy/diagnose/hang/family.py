@@ -24,24 +24,33 @@ def child(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     wanted = m.value("struct wait_opts", asked, "wo_pid")
     if which < _ANY and not wanted:
         return base
-    mine = set(look.tasks.threads(stack.task.tgid)) | {stack.task.address}
-    heard = [
-        task
-        for task in look.tasks.by_address.values()
-        if (task.parent in mine and task.tid == task.tgid) or task.tracer in mine
-        if which >= _ANY or _identity(look, task, which) == wanted
-    ]
-    threads = [t for one in heard for t in look.tasks.threads(one.tgid)]
-    pids = list(dict.fromkeys(one.tgid for one in heard))
-    name = f"process {pids[0]} ({heard[0].comm})" if len(pids) == 1 else f"{len(pids)} processes"
+    threads = _heard(look, stack.task, which, wanted)
+    number = len(look.processes(threads))
+    first = look.tasks.by_address[threads[0]] if threads else stack.task
+    name = f"process {first.tgid} ({first.comm})" if number == 1 else f"{number} processes"
     base = replace(
-        base, proof="on the process's wait_chldexit", object=f"the end of {name}" if pids else ""
+        base, proof="on the process's wait_chldexit", object=f"the end of {name}" if threads else ""
     )
     return replace(
-        base, any_of=tuple(dict.fromkeys(threads)), complete=bool(threads),
+        base, any_of=threads, complete=bool(threads),
         sure="observed" if threads else "unknown",
         note="" if threads else "no child is left that could end",
     )  # fmt: skip
+
+
+def _heard(look: Look, task: Task, which: int, wanted: int) -> tuple[int, ...]:
+    """The threads of the children and tracees whose end ends a wait of ``task``."""
+    key = ("heard", task.tgid, which)
+    if key not in look.cache:
+        mine = dict.fromkeys((*look.tasks.threads(task.tgid), task.address))
+        found: dict[int, dict[int, None]] = {}
+        for child in dict.fromkeys(c for parent in mine for c in look.tasks.children(parent)):
+            one = look.tasks.by_address[child]
+            ends = found.setdefault(0 if which >= _ANY else _identity(look, one, which), {})
+            ends.update(dict.fromkeys(look.tasks.threads(one.tgid)))
+        look.cache[key] = {identity: tuple(threads) for identity, threads in found.items()}
+    threads: tuple[int, ...] = look.cache[key].get(0 if which >= _ANY else wanted, ())
+    return threads
 
 
 def _identity(look: Look, task: Task, which: int) -> int:

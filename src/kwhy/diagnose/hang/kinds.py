@@ -126,6 +126,7 @@ class Recognisers:
         self._last = [(_pattern(completion), locks.completion)]
         self._plain = [(_pattern(names), kind) for names, kind in _PLAIN]
         self._others = others
+        self._by_function: dict[str, tuple[list[Recogniser], list[Recogniser]]] = {}
 
     def claim(self, stack: Stack) -> Claim | None:
         """What the task of ``stack`` waits for; None for one whose stack is not known."""
@@ -133,14 +134,23 @@ class Recognisers:
         if not frames:
             return None
         outer = {f.name for f in frames}
-        for ways in (self._proven, self._last):
+        for which in (0, 1):
             for frame in frames:
-                for pattern, recognise in ways:
-                    if pattern.match(frame.name):
-                        found = self._try(recognise, stack, frame)
-                        if found is not None:
-                            return self._refine(found, outer)
+                for recognise in self._ways(frame.name)[which]:
+                    found = self._try(recognise, stack, frame)
+                    if found is not None:
+                        return self._refine(found, outer)
         return self._by_name(stack)
+
+    def _ways(self, function: str) -> tuple[list[Recogniser], list[Recogniser]]:
+        """The recognisers that know a function: those to be tried first, and the last ones."""
+        if function not in self._by_function:
+            first, last = (
+                [way for pattern, way in ways if pattern.match(function)]
+                for ways in (self._proven, self._last)
+            )
+            self._by_function[function] = (first, last)
+        return self._by_function[function]
 
     def _try(self, recognise: Recogniser, stack: Stack, frame: Frame) -> Claim | None:
         try:

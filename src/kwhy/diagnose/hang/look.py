@@ -1,7 +1,8 @@
 """What one look at a kernel gives to those who prove waits."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.ends import Ends, Open
@@ -26,7 +27,7 @@ class Look:
     user: UserMemory
     ends: Ends
     now: int = 0
-    cache: dict[str, object] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     def queue(self, stack: Stack) -> int:
         """The address of the ``wait_queue_head`` that the task hangs in; raises LookupError."""
@@ -34,6 +35,14 @@ class Look:
         if found is None:
             raise LookupError("the task hangs in no wait queue")
         return head_of(found[1]) - self.memory.offset("struct wait_queue_head", "head")
+
+    def processes(self, tasks: Sequence[int]) -> frozenset[int]:
+        """The processes of ``tasks``; thousands of waits may share one sequence."""
+        if ("processes", id(tasks)) not in self.cache:
+            found = frozenset(self.tasks.by_address[task].tgid for task in tasks)
+            self.cache["processes", id(tasks)] = (tasks, found)  # kept, or its id may be another's
+        processes: frozenset[int] = self.cache["processes", id(tasks)][1]
+        return processes
 
     def inside(self, address: int, type: str, path: str) -> int:
         """The structure of which ``address`` is a member; raises LookupError."""
@@ -57,9 +66,9 @@ def ended_by(base: Claim, look: Look, opens: Iterable[Open], only: bool = True) 
     not stuck: threads of it may come, and it may be how it waits for signals.
     """
     files = tuple(opens)
-    users = tuple(dict.fromkeys(t for one in files for t in one.tasks))
+    users = look.ends.users(files)
     own = look.tasks.by_address[base.task].tgid
-    others = [t for t in users if look.tasks.by_address[t].tgid != own]
+    others = look.processes(users) - {own}
     whole = only and bool(others) and all(one.whole for one in files)
     return replace(
         base, any_of=users, complete=whole, sure="deduced" if users else "unknown",

@@ -63,6 +63,7 @@ class Tasks:
         self.by_address: dict[int, Task] = {}
         self.by_tid: dict[int, Task] = {}
         self._threads: dict[int, tuple[int, ...]] | None = None
+        self._children: dict[int, tuple[int, ...]] | None = None
         self._fields()
         for address in self._addresses():
             self._add(address)
@@ -88,6 +89,17 @@ class Tasks:
                     found.setdefault(task.tgid, []).append(task.address)
             self._threads = {tgid: tuple(members) for tgid, members in found.items()}
         return self._threads.get(tgid, ())
+
+    def children(self, task: int) -> tuple[int, ...]:
+        """Addresses of the processes that ``task`` made, and of the tasks that it traces."""
+        if self._children is None:
+            found: dict[int, list[int]] = {}
+            for one in self.by_address.values():
+                parent = one.parent if one.tid == one.tgid else 0
+                for other in {parent, one.tracer} - {0}:
+                    found.setdefault(other, []).append(one.address)
+            self._children = {of: tuple(members) for of, members in found.items()}
+        return self._children.get(task, ())
 
     def _add(self, address: int) -> None:
         try:

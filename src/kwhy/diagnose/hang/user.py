@@ -39,7 +39,7 @@ class UserMemory:
     def __init__(self, memory: Memory) -> None:
         self._m = memory
         self._direct: int | None = None
-        self._tables: dict[int, int | None] = {}
+        self._levels = 0
 
     def arguments(self, stack: Stack) -> tuple[str, tuple[int, ...]] | None:
         """(system call, its six argument registers), None outside of one."""
@@ -100,8 +100,8 @@ class UserMemory:
             return None
         m = self._m
         table = m.value("struct mm_struct", task.mm, "pgd") - self._base()
-        levels = 5 if self._five_levels() else 4
-        for level in range(levels - 1, -1, -1):
+        self._levels = self._levels or (5 if self._five_levels() else 4)
+        for level in range(self._levels - 1, -1, -1):
             index = page >> 12 + 9 * level & 511
             entry = m.u64(self._base() + table + 8 * index)
             if not entry & 1:

@@ -29,8 +29,7 @@ def working(look: Look) -> tuple[Worker, ...]:
     """The workers that have something to do."""
     if "workers" not in look.cache:
         look.cache["workers"] = tuple(_working(look))
-    found = look.cache["workers"]
-    assert isinstance(found, tuple)
+    found: tuple[Worker, ...] = look.cache["workers"]
     return found
 
 

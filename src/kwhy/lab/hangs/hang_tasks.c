@@ -11,6 +11,9 @@
  *   pipe=N          reads from pipe N, which all processes hold open; fill=N fills and writes on
  *   vfork=0         vforks a child that sleeps
  *   crowd=N         becomes N processes more, which all go on with the next step
+ *   threads=N       becomes N threads, likewise; the first one sleeps
+ *   ladder=N        becomes N threads, each of which holds a pthread_mutex and wants the one before
+ *   child=0         has a child that sleeps, and waits for its end
  *   meet=0          waits until all that have such a step have come to theirs
  *   after=NAME      waits until that process sleeps in its last step
  *   busy=0          runs for ever; sleep=0 sleeps for ever
@@ -153,6 +156,66 @@ static void crowd(int number)
 	}
 }
 
+static void go_on(char *steps, int task);
+
+static void *thread(void *steps)
+{
+	go_on(steps, -1);
+	return NULL;
+}
+
+static pthread_mutex_t *rungs;
+
+static void *rung(void *number)
+{
+	long here = (long)number;
+
+	pthread_mutex_lock(&rungs[here]);
+	while (here && !rungs[here - 1].__data.__lock)
+		pause_a_little();
+	if (here)
+		pthread_mutex_lock(&rungs[here - 1]);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static void start_thread(void *(*begin)(void *), void *with)
+{
+	pthread_attr_t small;
+	pthread_t id;
+
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 32768);
+	pthread_attr_setguardsize(&small, 0);
+	errno = pthread_create(&id, &small, begin, with);
+	if (errno)
+		fail("pthread_create");
+}
+
+static void ladder(long number)
+{
+	long here;
+
+	rungs = calloc(number, sizeof *rungs);
+	if (!rungs)
+		fail("calloc");
+	for (here = 0; here < number; here++)
+		start_thread(rung, (void *)here);
+}
+
+static void await_child(void)
+{
+	int pid = fork();
+
+	if (pid < 0)
+		fail("fork");
+	if (!pid)
+		for (;;)
+			pause();
+	waitpid(pid, NULL, 0);
+}
+
 static void step(const char *kind, const char *value)
 {
 	int number = atoi(value);
@@ -164,6 +227,10 @@ static void step(const char *kind, const char *value)
 			pause_a_little();
 	} else if (!strcmp(kind, "crowd"))
 		crowd(number);
+	else if (!strcmp(kind, "ladder"))
+		ladder(number);
+	else if (!strcmp(kind, "child"))
+		await_child();
 	else if (!strcmp(kind, "after"))
 		await_asleep(task_named(value), 0);
 	else if (!strcmp(kind, "inode") || !strcmp(kind, "truncate") || !strcmp(kind, "splice"))
@@ -196,27 +263,39 @@ static void step(const char *kind, const char *value)
 		take(kind, number);
 }
 
-static void run(int task, char *steps)
+/* A thread has no place of its own in the shared memory: its task is -1. */
+static void go_on(char *steps, int task)
 {
-	char *word, *next = strtok(steps, ",");
+	char *rest, *word = strtok_r(steps, ",", &rest);
 
-	prctl(PR_SET_NAME, names[task]);
-	shared->pid[task] = getpid();
-	while ((word = next)) {
-		char *value = strchr(word, '=');
+	while (word) {
+		char *value = strchr(word, '='), *next;
+		int threads, many;
 
-		next = strtok(NULL, ",");
 		if (!value) {
 			errno = EINVAL;
 			fail(word);
 		}
-		*value = 0;
-		if (!next)
+		*value++ = 0;
+		threads = !strcmp(word, "threads");
+		next = threads ? NULL : strtok_r(NULL, ",", &rest);
+		for (many = threads ? atoi(value) : 0; many > 0; many--)
+			start_thread(thread, strdup(rest));
+		if (!next && task >= 0)
 			shared->last[task] = 1;
-		step(word, value + 1);
+		if (!threads)
+			step(word, value);
+		word = next;
 	}
 	for (;;)
 		pause();
+}
+
+static void run(int task, char *steps)
+{
+	prctl(PR_SET_NAME, names[task]);
+	shared->pid[task] = getpid();
+	go_on(steps, task);
 }
 
 int main(int argc, char **argv)
