@@ -10,7 +10,7 @@ import pytest
 from tests.lab.desk import Outcome, kwhy, own_guest, run_in
 
 from kwhy import lab
-from kwhy.lab.hangs import FILE, GRACE, REPORT, SCENARIOS, Scenario, start, stocks
+from kwhy.lab.hangs import FILE, GRACE, REPORT, SCENARIOS, Scenario, run, start, stocks
 from kwhy.lab.hangs.stocks import STOCKS, Stock
 from kwhy.report.schema import validate
 
@@ -53,17 +53,21 @@ class Answer:
     def rings(self, key: str) -> set[frozenset[str]]:
         return {frozenset(map(self.name, ring)) for ring in self.verdict.get(key, ())}
 
-    def gone(self) -> set[str]:
+    def waiting(self, kind: str) -> set[str]:
+        """Who is behind the findings of a kind."""
         return {
             self.name(tid)
             for root in self.verdict["roots"]
-            if root["kind"] == "gone"
+            if root["kind"] == kind
             for tid in root["waiting"]
         }
 
 
-def judge(answer: Answer, scenarios: Sequence[Scenario | Stock]) -> list[str]:
-    """What is wrong with an answer, in words: missing and false edges, cycles, names."""
+def judge(answer: Answer, scenarios: Sequence[Scenario | Stock], live: bool = True) -> list[str]:
+    """What is wrong with an answer, in words: missing and false edges, cycles, names.
+
+    ``live``: a target that was looked at twice.
+    """
     wrong = []
     for scenario in scenarios:
         for edge in scenario.edges:
@@ -86,8 +90,11 @@ def judge(answer: Answer, scenarios: Sequence[Scenario | Stock]) -> list[str]:
     if likely != answer.rings("possible"):
         wrong.append(f"possible cycles {answer.rings('possible')} instead of {likely}")
     gone = {name for scenario in scenarios for name in scenario.gone}
-    if gone != answer.gone():
-        wrong.append(f"leaked locks of {answer.gone()} instead of {gone}")
+    if gone != answer.waiting("gone"):
+        wrong.append(f"leaked locks of {answer.waiting('gone')} instead of {gone}")
+    lost = {name for scenario in scenarios for name in scenario.lost if live}
+    if lost != answer.waiting("lost"):
+        wrong.append(f"lost wake-ups of {answer.waiting('lost')} instead of {lost}")
     return wrong
 
 
@@ -127,11 +134,17 @@ def _timeless(verdict: dict[str, Any]) -> Any:
     return bare
 
 
+#: Many new tasks: one of them gets the memory of a task that ended with a lock.
+REBIRTH = ("./hang_tasks", "reborn:crowd=200,sleep=0")
+
+
 @pytest.mark.slow
 def test_every_scenario(series: str, tmp_path: Path) -> None:
     """All edges, no false edge and no false cycle: live, with and without debug symbols, dumped."""
     with own_guest(series, "hangs") as guest:
         names = hang(guest, SCENARIOS)
+        with lab.open_link(guest) as link:
+            run(link, *REBIRTH)
         ended = {task.split(":")[0] for s in SCENARIOS for task in s.tasks if "exit=" in task}
         everything = [str(number) for name, number in names.items() if name not in ended]
         live = kwhy("hang", "--lab", guest.name, "--json", *everything)
@@ -141,7 +154,7 @@ def test_every_scenario(series: str, tmp_path: Path) -> None:
     assert [] == judge(Answer(live, names), SCENARIOS)
     assert [] == judge(Answer(bare, names), SCENARIOS)
     dumped = kwhy("hang", "--core", str(core), "--json", *everything)
-    assert [] == judge(Answer(dumped, names), SCENARIOS)
+    assert [] == judge(Answer(dumped, names), SCENARIOS, live=False)
     core.unlink()
 
 
@@ -251,6 +264,32 @@ while :; do dd if=/dev/zero of=/tmp/x bs=4k count=2000; sync; rm /tmp/x; done > 
 while :; do mkdir -p /tmp/d; touch /tmp/d/1; mv /tmp/d/1 /tmp/d/2; rm -r /tmp/d; done 2>/dev/null &
 while :; do mkdir -p /tmp/d; touch /tmp/d/3; rm -f /tmp/d/3; done 2> /dev/null &
 for i in 1 2 3; do (while :; do flock /tmp/l sleep 0.01; done) & done
+mkdir -p /tmp/job; cp /usr/lib/python3*/[a-d]*.py /tmp/job
+while :; do python3 -m compileall -q -f -j 2 /tmp/job; done > /dev/null 2>&1 &
+modprobe -a loop ext4
+truncate -s 64M /tmp/disk; mkfs.ext4 -q /tmp/disk; mkdir -p /tmp/ext
+mount "$(losetup -f --show /tmp/disk)" /tmp/ext
+for i in 1 2; do
+    (while :; do dd if=/dev/zero of=/tmp/ext/$i bs=64k count=200 conv=fsync; rm /tmp/ext/$i; done) &
+done > /dev/null 2>&1
+ip link set lo up
+cat > /tmp/net.py << 'END'
+import socket, threading
+def serve(one):
+    while True:
+        got = one.recv(65536)
+        one.sendall(got[:1000])
+listener = socket.create_server(("127.0.0.1", 0))
+def accept():
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+threading.Thread(target=accept, daemon=True).start()
+one = socket.create_connection(listener.getsockname())
+while True:
+    one.sendall(b"x" * 50000)
+    one.recv(65536)
+END
+python3 /tmp/net.py &
 sleep 60000
 """
 

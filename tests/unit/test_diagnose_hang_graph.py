@@ -107,3 +107,55 @@ def test_a_chain_follows_the_only_one_at_the_far_end() -> None:
     """Reader, writer, and whoever has the lock that the writer wants."""
     found = build(graph_of(one_of(1, 2), waits(2, 3)), [1])
     assert {1: 3} == found.ends
+
+
+def crowd(tasks: range, *free: int) -> dict[int, Claim]:
+    """Each of ``tasks`` waits for any of all of them and of ``free``: one set for all waits."""
+    users = (*tasks, *free)
+    return {
+        task: Claim(
+            task, "pipe-read", 0x1000, "on the pipe's wait queue", "f", 0, any_of=users,
+            complete=True,
+        )
+        for task in tasks
+    }  # fmt: skip
+
+
+def test_a_crowd_that_waits_for_itself_is_stuck() -> None:
+    """One cycle of tasks alone; the set that they share has no place in it."""
+    found = build(crowd(range(1, 40)), range(1, 40))
+    (cycle,) = found.cycles
+    assert set(cycle) <= set(range(1, 40))
+    assert {found.cycle_of[found.ends[task]] for task in range(1, 40)} == {0}
+
+
+def test_a_crowd_with_one_that_is_free_is_not_stuck() -> None:
+    """Neither are those who wait for a lock that one of the crowd owns."""
+    claims = crowd(range(1, 40), 99) | graph_of(waits(50, 1), waits(51, 50))
+    found = build(claims, [1, 51])
+    assert () == found.cycles
+    assert () == found.possible
+    assert {1: 1, 51: 1} == found.ends
+
+
+def test_all_that_a_crowd_may_wait_for_is_reached_and_nothing_else() -> None:
+    """No set is taken for a task."""
+    behind = Claim(1, "mutex", 0x1000, "on wait_list", "f", 0, candidates=tuple(range(10, 30)))
+    assert {1, *range(10, 30)} == build(graph_of(behind), [1]).reached([1])
+
+
+def test_waits_that_end_by_themselves_can_go_round() -> None:
+    """No deadlock; the chain of whoever stands behind them ends at one of that round."""
+    claims = graph_of(one_of(1, 2, timed=True), one_of(2, 1, timed=True), waits(3, 1))
+    found = build(claims, [3])
+    assert () == found.cycles
+    assert found.ends[3] in (1, 2)
+
+
+def test_a_long_chain_into_a_long_ring() -> None:
+    """As many as a machine has tasks, in no more time than it takes to name them."""
+    ring = [waits(n, n % 20_000 + 1) for n in range(1, 20_001)]
+    chain = [waits(n, n - 1) for n in range(20_001, 40_001)]
+    found = build(graph_of(*ring, *chain), [40_000])
+    assert [20_000] == [len(cycle) for cycle in found.cycles]
+    assert 0 == found.cycle_of[found.ends[40_000]]

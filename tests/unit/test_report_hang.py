@@ -95,3 +95,14 @@ def test_a_thousand_alike_are_one_line() -> None:
     text = plain(dataclasses.replace(verdict, waits=waits, roots=roots), 200)
     assert "  1,000 tasks wait for mutex" in text
     assert "and 994 more" in text
+
+
+def test_a_long_cycle_is_drawn_in_part() -> None:
+    """The first members and the last, and how many are between them."""
+    verdict = sample()
+    ring = next(root for root in verdict.roots if root.kind == "deadlock")
+    long = dataclasses.replace(ring, tids=tuple(range(1000, 6000)))
+    drawn = plain(dataclasses.replace(verdict, roots=(long,)), 200).splitlines()
+    assert [n for n in range(1000, 6000) if f"  |   {n}" in drawn] == [*range(1001, 1011), 5999]
+    assert "  |   4,988 more tasks, each waiting for the next" in drawn
+    assert len(drawn) < 200

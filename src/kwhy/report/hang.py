@@ -7,7 +7,7 @@ from typing import Final
 from kwhy.report import calls, context, terminal, words
 from kwhy.report.page import Page
 from kwhy.verdict.fail import FailedCall
-from kwhy.verdict.hang import KINDS, WANTED, Frame, Root, Task, Verdict, Wait
+from kwhy.verdict.hang import KINDS, WANTED, Frame, Root, Taken, Task, Verdict, Wait
 
 _SURE: Final = {
     "observed": "who waits and who holds was read from the locks themselves",
@@ -18,6 +18,7 @@ _SURE: Final = {
 _TITLES: Final = {
     "deadlock": "deadlock:",
     "gone": "never released:",
+    "lost": "free, and not woken:",
     "possible": "possibly a deadlock:",
     "unknown": "waiting:",
     "any": "waiting for one of several:",
@@ -26,6 +27,7 @@ _TITLES: Final = {
     "running": "waiting, no deadlock:",
 }
 MAX_NAMED: Final = 6  # tasks of a group that are named; the rest is a count
+MAX_RING: Final = 12  # members of a cycle that are drawn; of a longer one the first and the last
 _STACKS: Final = 12  # tasks whose stacks are printed; JSON has them all
 _FINDINGS: Final = 20
 
@@ -60,7 +62,7 @@ def _finding(
         _behind(page, root.waiting, tasks, of_task)
         return
     wait = waits.get(root.wait) if root.wait is not None else None
-    if root.kind in ("gone", "unknown") and wait is not None:
+    if root.kind in ("gone", "lost", "unknown") and wait is not None:
         page.write((lock(wait), "bold"), indent=2, hang=4)
         page.write((wait.note or KINDS.get(wait.kind, ""), ""), indent=4)
         if len(wait.waiters) == len(root.waiting):
@@ -77,28 +79,39 @@ def _finding(
 
 
 def _ring(page: Page, tids: Sequence[int], tasks: dict[int, Task], waits: dict[int, Wait]) -> None:
-    for number, tid in enumerate(tids):
+    left = len(tids) - MAX_RING
+    shown = [*range(MAX_RING - 1), len(tids) - 1] if left > 0 else range(len(tids))
+    held = _held({tids[number] for number in shown}, waits)
+    for number in shown:
+        tid = tids[number]
+        if left > 0 and number == shown[-1]:
+            more = f"{words.count(left, 'more task')}, each waiting for the next"
+            page.raw(("  |   ", "blue"), (more, "dim"))
         page.write(("  +-> " if not number else "  |   ", "blue"), (who(tid, tasks), "bold"))
         task = tasks.get(tid)
         wait = waits.get(task.waits_for) if task and task.waits_for is not None else None
         bar = ("  |     ", "blue")
         if task and task.syscall:
             page.raw(bar, (f"in {_call(task)}{_since(task)}", ""))
-        for held in waits.values():
-            for taken in (t for t in held.taken if t.tid == tid):
-                place = words.place(taken.file, taken.line)
-                where = f"in {taken.function}()" + (f", {place}" if place else "")
-                plain = replace(held, kind=held.kind.removesuffix("-write").removesuffix("-read"))
-                _barred(page, bar, f"took {lock(plain)} {where}")
+        for what, taken in held.get(tid, ()):
+            place = words.place(taken.file, taken.line)
+            where = f"in {taken.function}()" + (f", {place}" if place else "")
+            plain = replace(what, kind=what.kind.removesuffix("-write").removesuffix("-read"))
+            _barred(page, bar, f"took {lock(plain)} {where}")
         if wait is not None:
             _barred(page, bar, f"waits for {lock(wait)},")
-            by = "perhaps held by" if tid not in _sure_waiters(wait) else "held by"
-            if tid not in wait.owners and not wait.owners and wait.any_of:
-                by = "which only these can end:" if len(wait.any_of) > 1 else "to be ended by"
-            if wait.behind and set(tids) & set(wait.behind):
-                by = "queued behind"
-            page.raw(bar, (by, ""))
+            page.raw(bar, (_by(wait, tids[(number + 1) % len(tids)]), ""))
     page.write(("  +-- ", "blue"), (who(tids[0], tasks), "bold"))
+
+
+def _held(tids: set[int], waits: dict[int, Wait]) -> dict[int, list[tuple[Wait, Taken]]]:
+    """What each of ``tids`` is known to have taken."""
+    found: dict[int, list[tuple[Wait, Taken]]] = {}
+    for wait in waits.values():
+        for taken in wait.taken:
+            if taken.tid in tids:
+                found.setdefault(taken.tid, []).append((wait, taken))
+    return found
 
 
 def _barred(page: Page, bar: tuple[str, str], text: str) -> None:
@@ -108,8 +121,15 @@ def _barred(page: Page, bar: tuple[str, str], text: str) -> None:
     page.lines += [[bar, *line] for line in inner.lines]
 
 
-def _sure_waiters(wait: Wait) -> Sequence[int]:
-    return wait.waiters if wait.owners else ()
+def _by(wait: Wait, following: int) -> str:
+    """What makes a waiter depend on the next member of a cycle."""
+    if following in wait.owners:
+        return "held by"
+    if following in wait.behind:
+        return "queued behind"
+    if wait.any_of:
+        return "which only these can end:" if len(wait.any_of) > 1 else "to be ended by"
+    return "held by" if wait.owners else "perhaps held by"
 
 
 def _behind(

@@ -6,12 +6,15 @@ from typing import Final, Literal
 from kwhy.verdict import common
 from kwhy.verdict.common import ADDED, JSON, SCHEMA, Confidence, Evidence, KernelId
 
-RootKind = Literal["deadlock", "possible", "gone", "running", "ready", "asleep", "any", "unknown"]
+RootKind = Literal[
+    "deadlock", "possible", "gone", "lost", "running", "ready", "asleep", "any", "unknown"
+]
 """Why a chain of waits ends where it does.
 
 deadlock  a cycle of tasks through locks that they own
 possible  a cycle, if a lock's holder is who it seems to be
 gone      the lock's owner ended without releasing it
+lost      the lock is free, and its first waiter was not woken
 running   the owner is on a CPU
 ready     the owner wants to run
 asleep    the owner sleeps for something that no task owns

@@ -127,19 +127,33 @@ def _inet(look: Look, found: Claim, sk: int, family: int, listens: bool) -> Clai
     if protocol != "TCP":
         return found
     net = m.value("struct sock", sk, "__sk_common.skc_net.net")
-    for private in look.ends.private():
-        try:
-            other = m.value("struct socket", private, "sk")
-            if m.value("struct sock", other, "sk_socket") != private or other == sk:
-                continue
-            if m.value("struct sock", other, "__sk_common.skc_family") != family:
-                continue
-            same_net = m.value("struct sock", other, "__sk_common.skc_net.net") == net
-            if same_net and _addresses(m, other, family) == (far, near):
-                return ended_by(found, look, look.ends.of(private))
-        except (MissingMemory, LookupError):
-            continue
+    private = _connected(look).get((family, net, far, near))
+    if private is not None:
+        return ended_by(found, look, look.ends.of(private))
     return replace(found, note=f"{far} does not answer, or has nothing to say")
+
+
+def _connected(look: Look) -> dict[tuple[int, int, str, str], int]:
+    """The open TCP sockets by family, name space, near and far address."""
+    if "connected" not in look.cache:
+        m = look.memory
+        found: dict[tuple[int, int, str, str], int] = {}
+        for private in look.ends.private():
+            try:
+                sk = m.value("struct socket", private, "sk")
+                if m.value("struct sock", sk, "sk_socket") != private:
+                    continue
+                if m.value("struct sock", sk, "sk_protocol") & 0xFFFF != socket.IPPROTO_TCP:
+                    continue
+                family = m.value("struct sock", sk, "__sk_common.skc_family")
+                if family in (socket.AF_INET, socket.AF_INET6):
+                    net = m.value("struct sock", sk, "__sk_common.skc_net.net")
+                    found.setdefault((family, net, *_addresses(m, sk, family)), private)
+            except (MissingMemory, LookupError):
+                continue
+        look.cache["connected"] = found
+    connected: dict[tuple[int, int, str, str], int] = look.cache["connected"]
+    return connected
 
 
 def _addresses(m: Memory, sk: int, family: int) -> tuple[str, str]:

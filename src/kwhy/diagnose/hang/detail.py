@@ -39,7 +39,7 @@ class Detail:
 
     def __init__(self, kernel: Kernel, seen: Survey) -> None:
         self._kernel, self._seen = kernel, seen
-        self._objects = Objects(seen.memory, seen.tasks, seen.user)
+        self._objects = Objects(seen.look)
         self._frames: dict[tuple[int, bool], Frame] = {}
         self._arguments = Arguments(kernel)
         self._told = 0

@@ -4,7 +4,7 @@ A pipe, a socket, the device of a FUSE daemon or of a scanner are known to the k
 ``file->private_data`` points to. Tables of open files are read all at once, when first asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from kwhy.case.evidence import MissingMemory
@@ -80,6 +80,10 @@ class Ends:
         """The private data of everything that is open."""
         self._read()
         return self._private
+
+    def files(self) -> Container[int]:
+        """The ``struct file`` of everything that is open."""
+        return self._tables()
 
     def _references(self, file: int) -> int:
         m = self._m

@@ -1,7 +1,7 @@
 """From a survey to the answer: what is stuck, on what, through whom, and why it will not end."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.diagnose.hang import graph, say
@@ -23,6 +23,11 @@ MAX_SHOWN = 5000
 PROMPT = frozenset({"fuse", "nfs", "fanotify", "userfault", "vfork", "memory"})
 PATIENCE = 10 * 10**9
 """Kinds of waits that are short where all is well, and after how many ns one is told of."""
+
+UNWOKEN = (
+    "it is free, and the first that waits for it was not woken: a wake-up was lost, or whoever "
+    "gave it back has not come to that"
+)
 
 FREEZES = "super_block->s_writers"
 """The locks that freezing a file system takes for writing."""
@@ -48,14 +53,17 @@ def explain(kernel: Kernel, pids: Iterable[int] = (), again: Again = lambda: Non
         first = survey(memory)
     except (MissingMemory, LookupError) as error:
         raise FeatureError(f"the tasks cannot be listed: {error}", "kernel memory") from error
-    still = _still(kernel, first, again)
-    claims = {address: claim for address, claim in first.claims.items() if address in still}
+    still, twice = _still(kernel, first, again)
+    claims = {address: first.claims[address] for address in first.claims if address in still}
+    claims = {address: _woken(claim, claims, twice) for address, claim in claims.items()}
     asked = _asked(first, claims, still, tuple(pids))
     return _Answer(kernel, first, claims, asked).verdict()
 
 
-def _still(kernel: Kernel, first: Survey, again: Again) -> set[int]:
+def _still(kernel: Kernel, first: Survey, again: Again) -> tuple[set[int], bool]:
     """Tasks whose wait stood when it was looked at a second time; all where time stands still.
+
+    And whether there was a second time.
 
     What the second look saw is an answer of the case, so that it says the same later.
     """
@@ -69,8 +77,18 @@ def _still(kernel: Kernel, first: Survey, again: Again) -> set[int]:
 
     seen = kernel.evidence.answer("hang/second look", look)
     if not isinstance(seen, dict):
-        return set(first.claims)
-    return {a for a in first.claims if seen.get(f"{a:x}") == _print(first, a)}
+        return set(first.claims), False
+    return {a for a in first.claims if seen.get(f"{a:x}") == _print(first, a)}, True
+
+
+def _woken(claim: Claim, still: Mapping[int, Claim], twice: bool) -> Claim:
+    """A lock that is free at both looks, while its first waiter has slept all the time."""
+    first = dict(claim.extra).get("free")
+    if first is None:
+        return claim
+    if twice and first in still:
+        return replace(claim, note=UNWOKEN, sure="observed")
+    return replace(claim, extra=())
 
 
 def _print(seen: Survey, address: int) -> JSON:
@@ -78,7 +96,8 @@ def _print(seen: Survey, address: int) -> JSON:
     task, claim = seen.task(address), seen.claims[address]
     owners: list[JSON] = [f"{owner:x}" for owner in claim.owners]
     owners.append(_several(claim.any_of) if claim.complete else None)
-    return [task.tid, task.state, task.switches, claim.kind, f"{claim.address:x}", owners]
+    free = ["free"] if "free" in dict(claim.extra) else []
+    return [task.tid, task.state, task.switches, claim.kind, f"{claim.address:x}", owners, *free]
 
 
 def _several(tasks: Sequence[int]) -> JSON:
@@ -203,7 +222,7 @@ class _Answer:
         for claim in sorted(self.claims.values(), key=lambda c: self._task(c.task).tid):
             if _same(claim) in groups:
                 groups[_same(claim)].append(claim)
-        names = Objects(self.seen.memory, self.seen.tasks, self.seen.user)
+        names = Objects(self.seen.look)
         owned: dict[int, list[int]] = {}
         for claims in groups.values():
             for owner in claims[0].owners:
@@ -263,8 +282,10 @@ class _Answer:
                 groups.setdefault(("possible", min(maybe)), []).append(task)
                 continue
             claim = self.claims.get(end)
-            if claim is not None and dict(claim.extra).get("gone"):
-                groups.setdefault(("gone", of_task.get(end)), []).append(task)
+            known = dict(claim.extra) if claim is not None else {}
+            if "gone" in known or "free" in known:
+                kind = "gone" if "gone" in known else "lost"
+                groups.setdefault((kind, of_task.get(end)), []).append(task)
             elif (
                 claim is not None
                 and not claim.owners
@@ -278,7 +299,17 @@ class _Answer:
         roots = []
         for (kind, which), members in groups.items():
             roots.append(self._root(kind, which, members, found, waits, of_task))
-        order = ("deadlock", "gone", "possible", "unknown", "any", "asleep", "ready", "running")
+        order = (
+            "deadlock",
+            "gone",
+            "lost",
+            "possible",
+            "unknown",
+            "any",
+            "asleep",
+            "ready",
+            "running",
+        )
         return tuple(sorted(roots, key=lambda root: (order.index(root.kind), root.tids)))
 
     def _root(
@@ -300,11 +331,11 @@ class _Answer:
                 kind="deadlock" if kind == "deadlock" else "possible",
                 text=say.cycle_text(tids, behind), tids=tids, waiting=behind,
             )  # fmt: skip
-        if kind in ("gone", "unknown"):
+        if kind in ("gone", "lost", "unknown"):
             wait = waits[int(str(which))] if which is not None else None
             return Root(
-                kind="gone" if kind == "gone" else "unknown", text=say.unowned(wait), tids=(),
-                waiting=waiting, wait=wait.id if wait else None,
+                kind="gone" if kind == "gone" else "lost" if kind == "lost" else "unknown",
+                text=say.unowned(wait), tids=(), waiting=waiting, wait=wait.id if wait else None,
             )  # fmt: skip
         if kind == "any":
             wait = waits[int(str(which))]

@@ -9,6 +9,7 @@ from kwhy.diagnose.hang import (
     channels,
     disks,
     family,
+    file_locks,
     journals,
     messages,
     polled,
@@ -66,6 +67,8 @@ _PROVERS: tuple[tuple[str, Prover], ...] = (
     ("sk_wait_data __sk_.* sk_stream_wait_.* inet_csk_accept", channels.connection),
     ("__skb_wait_for_more_packets unix_stream_.* sock_alloc_send_pskb", channels.connection),
     ("inet_wait_for_connect tcp_recvmsg.* tcp_sendmsg.* inet_stream_connect", channels.connection),
+    ("locks_lock_inode_wait flock_lock_inode_wait posix_lock_inode_wait", file_locks.file_lock),
+    ("do_lock_file_wait fcntl_setlk __break_lease __do_sys_flock", file_locks.file_lock),
     ("do_wait kernel_wait4 kernel_waitid", family.child),
     ("ptrace_stop do_signal_stop do_jobctl_trap", family.stopped),
     ("__refrigerator cgroup_enter_frozen do_freezer_trap", family.frozen),
@@ -116,8 +119,6 @@ class Recognisers:
             ("percpu_down_write", locks.percpu_write),
             ("futex_wait_queue futex_wait_queue_me futex_do_wait", others.futex),
             ("__futex_wait futex_wait futex_lock_pi.*", others.futex),
-            ("locks_lock_inode_wait flock_lock_inode_wait posix_lock_inode_wait", others.file_lock),
-            ("do_lock_file_wait fcntl_setlk __break_lease __do_sys_flock", others.file_lock),
             *((names, partial(prove, look)) for names, prove in _PROVERS),
         )
         self._proven = [(_pattern(names), way) for names, way in proven]
@@ -165,6 +166,9 @@ class Recognisers:
             for pattern, kind in self._plain:
                 if kind in ("rcu", "workqueue", "io", "fuse") and any(map(pattern.match, names)):
                     return replace(claim, kind=kind)
+        if claim.kind == "rcu" and "percpu_down_write" in names:
+            before = f"{claim.note}; " if claim.note else ""
+            return replace(claim, note=f"{before}a percpu_rw_semaphore is locked after that")
         return claim
 
     def _by_name(self, stack: Stack) -> Claim:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.ages import Ages
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.memory import MASK, Memory, kernel_pointer
 from kwhy.diagnose.hang.rings import Ring, Rings
-from kwhy.diagnose.hang.stacks import Frame, Stack
+from kwhy.diagnose.hang.stacks import Frame, Shown, Stack
 from kwhy.diagnose.hang.tasks import Tasks
 
 ON_LIST = "on wait_list"
@@ -21,9 +22,10 @@ class Locks:
     """Recognises who waits for which lock. ``stacks`` of all sleeping tasks, by task address."""
 
     def __init__(self, memory: Memory, tasks: Tasks, stacks: dict[int, Stack]) -> None:
-        self._m, self._tasks, self._stacks = memory, tasks, stacks
+        self._m, self._tasks, self._shown = memory, tasks, Shown(stacks)
         self._rings = Rings(memory, tasks)
-        self._shown: dict[int, tuple[int, ...]] = {}
+        self._ages = Ages(memory)
+        self._holders: dict[int, tuple[int, ...]] = {}
         self._writers: dict[int, dict[int, int]] = {}
 
     # -- the four with a list of waiters of the same shape -----------------------------------------
@@ -33,10 +35,14 @@ class Locks:
         found = self._queued(stack, "struct mutex", "struct mutex_waiter")
         if found is None:
             return None
-        lock = found[0]
+        lock, ring, _node = found
         owner = self._m.value("struct mutex", lock, "owner") & ~_OWNER_FLAGS & MASK
         claim = self._claim(stack, frame, "mutex", lock)
-        return self._owned(claim, owner, "the mutex is free; it is being handed over")
+        if self._reborn(owner, ring):
+            return self._gone(claim, owner)
+        if not owner:
+            return self._free(claim, ring, "the mutex is free; it is being handed over")
+        return self._owned(claim, owner)
 
     def rwsem(self, stack: Stack, frame: Frame) -> Claim | None:
         """``struct rw_semaphore``: a writer is recorded, of readers only their number."""
@@ -52,10 +58,13 @@ class Locks:
         count = m.value("struct rw_semaphore", lock, "count")
         owner = m.value("struct rw_semaphore", lock, "owner")
         if count & _WRITER_LOCKED:
-            return self._owned(claim, owner & ~_OWNER_FLAGS & MASK, "its writer is just changing")
+            writer = owner & ~_OWNER_FLAGS & MASK
+            if self._reborn(writer, ring):
+                return self._gone(claim, writer)
+            return self._owned(claim, writer, "its writer is just changing")
         readers = count >> _READER_SHIFT & (1 << 54) - 1
         if not readers:
-            return replace(claim, note="the rwsem is free; it is being handed over")
+            return self._free(claim, ring, "the rwsem is free; it is being handed over")
         return self._read_held(claim, ring, readers, owner)
 
     def _read_held(self, claim: Claim, ring: Ring, readers: int, owner: int) -> Claim:
@@ -120,6 +129,10 @@ class Locks:
         claim = Claim(
             stack.task.address, "rt_mutex", lock, "task->pi_blocked_on", frame.name, frame.cfa
         )
+        # rt_mutex_enqueue_pi(): whoever owns one that is waited for has the first waiter.
+        path = "pi_waiters.rb_root.rb_node"
+        if owner in self._tasks.by_address and not m.value("struct task_struct", owner, path):
+            return self._gone(claim, owner)
         return self._owned(claim, owner, "the rt_mutex is free; it is being handed over")
 
     def completion(self, stack: Stack, frame: Frame) -> Claim | None:
@@ -147,11 +160,16 @@ class Locks:
         found = self.wait_queue(stack)
         if found is None:
             return None
-        address = head_of(found[1]) - m.offset("struct percpu_rw_semaphore", "waiters.head")
+        entering = "rcu_sync_enter" in stack.names
+        queue = "rss.gp_wait.head" if entering else "waiters.head"
+        address = head_of(found[1]) - m.offset("struct percpu_rw_semaphore", queue)
         writes = "percpu_down_write" in stack.names
         kind = "percpu-rwsem-write" if writes else "percpu-rwsem-read"
-        blocked = m.value("struct percpu_rw_semaphore", address, "block")
         claim = Claim(stack.task.address, kind, address, ON_LIST, frame.name, frame.cfa)
+        if entering:
+            note = "another writer has begun a grace period of RCU, after which both ask for it"
+            return replace(claim, note=note)
+        blocked = m.value("struct percpu_rw_semaphore", address, "block")
         writer = self._tasks.by_address.get(
             m.value("struct percpu_rw_semaphore", address, "writer.task")
         )
@@ -169,7 +187,7 @@ class Locks:
         for word in _pointers(stack):
             try:
                 writer = m.value("struct percpu_rw_semaphore", word, "writer.task")
-                if writer == stack.task.address:
+                if writer == stack.task.address and not stack.task.on_stack(word):
                     found.append(word)
             except MissingMemory:
                 continue
@@ -229,7 +247,12 @@ class Locks:
     def _claim(self, stack: Stack, frame: Frame, kind: str, lock: int) -> Claim:
         return Claim(stack.task.address, kind, lock, ON_LIST, frame.name, frame.cfa)
 
-    def _owned(self, claim: Claim, owner: int, free: str) -> Claim:
+    def _free(self, claim: Claim, ring: Ring, note: str) -> Claim:
+        """Nobody has it; ``extra`` names the first waiter, which should be awake by then."""
+        first = ring.waiters[0][1] if ring.waiters else claim.task
+        return replace(claim, note=note, extra=(("free", first),))
+
+    def _owned(self, claim: Claim, owner: int, free: str = "") -> Claim:
         if not owner:
             return replace(claim, note=free)
         task = self._tasks.by_address.get(owner)
@@ -241,19 +264,35 @@ class Locks:
         note = f"its owner {who} ended without releasing the lock"
         return replace(claim, note=note, sure="observed", extra=(("gone", owner),))
 
+    def _reborn(self, owner: int, ring: Ring) -> bool:
+        """Whether a task lives where a lock's owner was: it was made when the first waiter slept.
+
+        Whoever gives the lock back wakes the first waiter. One that sleeps has not been woken, so
+        that the owner of that time has the lock still.
+        """
+        first = self._tasks.by_address[ring.waiters[0][1]] if ring.waiters else None
+        if owner not in self._tasks.by_address or first is None or not first.asleep:
+            return False
+        return self._ages.younger(owner, first.address)
+
+    def _gone(self, claim: Claim, owner: int) -> Claim:
+        """The owner's memory is another task's by now."""
+        task = self._tasks.by_address[owner]
+        note = (
+            "its owner ended without releasing the lock; where that was in memory "
+            f"{task.tid} {task.comm} is now, which was made later"
+        )
+        return replace(claim, note=note, sure="deduced", extra=(("gone", owner),))
+
     def _likely(self, lock: int, ring: Ring) -> tuple[int, ...]:
         """Sleeping tasks with the lock's address on their stacks that do not wait for it.
 
         No proof: the address may be left over from an earlier use.
         """
-        if lock not in self._shown:
+        if lock not in self._holders:
             queued = set(ring.tasks())
-            self._shown[lock] = tuple(
-                address
-                for address, stack in self._stacks.items()
-                if address not in queued and lock in stack.words
-            )
-        return self._shown[lock]
+            self._holders[lock] = tuple(t for t in self._shown.on(lock) if t not in queued)
+        return self._holders[lock]
 
 
 def head_of(ring: Ring) -> int:

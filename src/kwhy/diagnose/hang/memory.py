@@ -32,6 +32,7 @@ class Memory:
         self.evidence = evidence or kernel.evidence
         self._fields: dict[tuple[str, str], tuple[int, int, tuple[int, int] | None] | None] = {}
         self._types: dict[str, TypeRef | None] = {}
+        self._symbols: dict[str, int | None] = {}
 
     def type(self, name: str) -> TypeRef | None:
         """A type by its C name, None if the kernel has no such type."""
@@ -119,7 +120,9 @@ class Memory:
 
     def symbol(self, name: str) -> int:
         """The address of a variable of the kernel image; raises LookupError."""
-        address = self.kernel.symbols.address(name)
+        if name not in self._symbols:
+            self._symbols[name] = self.kernel.symbols.address(name)
+        address = self._symbols[name]
         if address is None:
             raise LookupError(f"no symbol {name}")
         return address

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
-from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.stacks import Stack
-from kwhy.diagnose.hang.tasks import Task, Tasks
-from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS, Files, UserMemory
+from kwhy.diagnose.hang.tasks import Task
+from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS, Files
 
 _NAMED = 4  # files of a set that are named
 _MAX_DEPTH = 64  # names of a path
@@ -35,9 +35,11 @@ class Named:
 class Objects:
     """Names what claims hang on; each address is looked at once."""
 
-    def __init__(self, memory: Memory, tasks: Tasks, user: UserMemory) -> None:
-        self._m, self._tasks, self._user = memory, tasks, user
-        self._files = Files(memory)
+    def __init__(self, look: Look) -> None:
+        self._m, self._tasks, self._user = look.memory, look.tasks, look.user
+        self._ends = look.ends
+        self._files = Files(look.memory)
+        self._shared: dict[str, dict[int, list[Task]]] = {}
         self._known: dict[tuple[str, int], Named] = {}
         self._inodes: dict[int, bool] = {}
 
@@ -169,30 +171,31 @@ class Objects:
         return bool(root) and m.value("struct dentry", root, "d_sb") == block
 
     def _is_mm(self, mm: int) -> bool:
-        return any(task.mm == mm for task in self._tasks.by_address.values())
+        return mm in self._users("mm")
 
     def _mm(self, mm: int, _near: Task) -> str:
-        users = [t for t in self._tasks.by_address.values() if t.mm == mm and t.tid == t.tgid]
+        users = [task for task in self._users("mm")[mm] if task.tid == task.tgid]
         return f"memory map of {users[0].comm} ({users[0].tid})" if users else "a memory map"
 
-    def _signal_of(self, task: Task) -> int:
-        return self._m.value("struct task_struct", task.address, "signal")
-
     def _is_signal(self, signal: int) -> bool:
-        return any(self._signal_of(t) == signal for t in self._tasks.by_address.values())
+        return signal in self._users("signal")
 
     def _signal(self, signal: int, _near: Task) -> str:
-        for task in self._tasks.by_address.values():
-            if task.tid == task.tgid and self._signal_of(task) == signal:
-                return f"process {task.tid} ({task.comm})"
-        return ""
+        users = [task for task in self._users("signal")[signal] if task.tid == task.tgid]
+        return f"process {users[0].tid} ({users[0].comm})" if users else ""
+
+    def _users(self, field: str) -> dict[int, list[Task]]:
+        """Tasks by what a pointer of theirs points to."""
+        if field not in self._shared:
+            found: dict[int, list[Task]] = {}
+            for task in self._tasks.by_address.values():
+                shared = self._m.value("struct task_struct", task.address, field)
+                found.setdefault(shared, []).append(task)
+            self._shared[field] = found
+        return self._shared[field]
 
     def _is_file(self, file: int) -> bool:
-        return any(
-            self._files.has_open(task, file)
-            for task in self._tasks.by_address.values()
-            if task.tid == task.tgid
-        )
+        return file in self._ends.files()
 
     def _super_block(self, block: int, near: Task) -> str:
         kind = self.file_system(block)

@@ -1,4 +1,4 @@
-"""Waiting for things that are no sleeping lock: futexes, file locks, pipes, children, pages."""
+"""Waiting for things that are no sleeping lock: futexes, a child of vfork(2), wait queues."""
 
 from dataclasses import replace
 
@@ -8,12 +8,11 @@ from kwhy.diagnose.hang.locks import Locks, head_of
 from kwhy.diagnose.hang.memory import Memory, kernel_pointer
 from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Task, Tasks
-from kwhy.diagnose.hang.user import Files, UserMemory
+from kwhy.diagnose.hang.user import UserMemory
 
 _TID_MASK = 0x3FFFFFFF  # FUTEX_TID_MASK, include/uapi/linux/futex.h
 _PI_COMMANDS = frozenset({6, 8, 11, 13})  # LOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, LOCK_PI2
 _FUTEX_COMMAND = 0x7F
-_FL_FLOCK, _FL_LEASE = 2, 32  # include/linux/filelock.h
 _CONTENDED, _GLIBC_KINDS = 2, 0x1FF  # glibc: lowlevellock.h, pthread_mutex_t.__kind
 
 
@@ -22,9 +21,6 @@ class Others:
 
     def __init__(self, memory: Memory, tasks: Tasks, locks: Locks, user: UserMemory) -> None:
         self._m, self._tasks, self._locks, self._user = memory, tasks, locks, user
-        self._files = Files(memory)
-        self._holders: dict[int, tuple[int, ...]] = {}
-        self._leaders: dict[int, tuple[int, ...]] | None = None
         self._children: dict[int, int] | None = None
 
     def futex(self, stack: Stack, frame: Frame) -> Claim | None:
@@ -84,65 +80,6 @@ class Others:
             except MissingMemory:
                 continue
         return ()
-
-    def file_lock(self, stack: Stack, frame: Frame) -> Claim | None:
-        """flock(2), fcntl(2) locks and leases: the request points to the lock that blocks it."""
-        m = self._m
-        found = self._locks.wait_queue(stack)
-        if found is None:
-            return None
-        core = "struct file_lock_core"
-        prefix = "flc_"
-        if m.type(core) is None:
-            core, prefix = "struct file_lock", "fl_"
-        request = head_of(found[1]) - m.offset(core, f"{prefix}wait.head")
-        blocker = m.value(core, request, f"{prefix}blocker")
-        if not blocker or not m.linked(request + m.offset(core, f"{prefix}blocked_member")):
-            return None
-        flags = m.value(core, blocker, f"{prefix}flags")
-        kind = "lease" if flags & _FL_LEASE else "flock" if flags & _FL_FLOCK else "posix-lock"
-        file = m.value(core, blocker, f"{prefix}file")
-        claim = Claim(
-            stack.task.address, kind, blocker, "file_lock->fl_blocker", frame.name, frame.cfa,
-            extra=(("file", file),),
-        )  # fmt: skip
-        owner = m.value(core, blocker, f"{prefix}owner")
-        taker = self._tasks.by_tid.get(m.value(core, blocker, f"{prefix}pid"))
-        if kind == "posix-lock" and owner == file:  # of an open file: F_OFD_SETLK
-            return self._opened(replace(claim, kind="ofd-lock"), file)
-        if kind == "posix-lock":
-            owners = self._processes().get(owner, ())
-            return replace(claim, owners=owners, sure="observed" if owners else "unknown")
-        if taker is not None and self._files.has_open(taker, file):
-            return replace(claim, owners=(taker.address,), sure="observed")
-        return self._opened(claim, file)
-
-    def _opened(self, claim: Claim, file: int) -> Claim:
-        """A lock that belongs to an open file, whoever uses that."""
-        others = self._openers(file)
-        if len(others) == 1:
-            note = "the only process that still has the locked file open"
-            return replace(claim, owners=others, sure="deduced", note=note)
-        return replace(claim, candidates=others, note="who locked it has closed the file or ended")
-
-    def _openers(self, file: int) -> tuple[int, ...]:
-        if file not in self._holders:
-            self._holders[file] = tuple(
-                task.address
-                for task in self._tasks.by_address.values()
-                if task.tid == task.tgid and self._files.has_open(task, file)
-            )
-        return self._holders[file]
-
-    def _processes(self) -> dict[int, tuple[int, ...]]:
-        """Leaders of processes by their table of open files, the owner of a POSIX lock."""
-        if self._leaders is None:
-            found: dict[int, list[int]] = {}
-            for task in self._tasks.by_address.values():
-                if task.tid == task.tgid and task.files:
-                    found.setdefault(task.files, []).append(task.address)
-            self._leaders = {files: tuple(leaders) for files, leaders in found.items()}
-        return self._leaders
 
     def vfork(self, claim: Claim) -> Claim:
         """vfork(2): the parent sleeps until the child that borrowed its memory is done with it."""

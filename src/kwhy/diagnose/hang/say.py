@@ -8,6 +8,7 @@ from kwhy.diagnose.hang.tasks import Task as Seen
 from kwhy.verdict.common import Confidence
 from kwhy.verdict.hang import KINDS, WANTED, Root, Task, Wait
 
+_RING = 12  # members of a cycle that a sentence names
 FAR = 4
 """Of those who could end a wait, so many are named."""
 
@@ -37,8 +38,12 @@ def wanted(wait: Wait) -> str:
 
 
 def cycle_text(tids: Sequence[int], behind: Sequence[int]) -> str:
-    """ "1 -> 2 -> 1; 3 more tasks wait behind them"."""
-    ring = " -> ".join(str(tid) for tid in (*tids, tids[0]))
+    """ "1 -> 2 -> 1; 3 more tasks wait behind them"; of a long cycle the first and the last."""
+    names = [str(tid) for tid in tids]
+    left = len(names) - _RING
+    if left > 0:
+        names[_RING - 1 : -1] = [f"({left:,} more)"]
+    ring = " -> ".join((*names, names[0]))
     return f"{ring}; {_behind(len(behind))}" if behind else ring
 
 
@@ -100,17 +105,12 @@ class Story:
         if self.cycles:
             told = self.roots[0] if self.roots else None
             members = set(told.tids if told and told.kind == "deadlock" else self.cycles[0])
-            return (
-                "observed"
-                if all(w.known == "observed" for w in self.waits if members & set(w.waiters))
-                else "deduced"
-            )
+            known = {w.known for w in self.waits if not members.isdisjoint(w.waiters)}
+            return "observed" if known <= {"observed"} else "deduced"
         first = self.roots[0].kind if self.roots else "unknown"
-        if first == "gone":
-            return "observed"
         if first == "possible":
             return "ambiguous"
-        if first not in ("unknown", "any"):
+        if first not in ("unknown", "any", "gone", "lost"):
             ends = set(self.roots[0].tids)
             ending = [w for w in self.waits if ends & {*w.owners, *w.any_of}]
             sure = not ending or any(w.known == "observed" for w in ending)
@@ -140,9 +140,7 @@ class Story:
         if root.kind == "possible":
             return f"{self._names(root.tids)} may be in a deadlock{self._on(root.tids)}"
         waiting = self._who(root.waiting or root.tids)
-        if root.kind == "gone":
-            return f"{waiting} for {root.text}"
-        if root.kind in ("unknown", "any"):
+        if root.kind in ("gone", "lost", "unknown", "any"):
             return f"{waiting} for {root.text}"
         if not root.waiting:
             return root.text
@@ -168,8 +166,13 @@ class Story:
 
     def _on(self, tids: Sequence[int]) -> str:
         """The objects of a cycle, or where none has a name its locks."""
-        mine = [w for w in self.waits if set(w.owners or w.candidates) & set(tids)]
-        mine = [w for w in mine if set(w.waiters) & set(tids)]
+        members = set(tids)
+        mine = [
+            wait
+            for wait in self.waits
+            if not members.isdisjoint(wait.owners or wait.candidates)
+            and not members.isdisjoint(wait.waiters)
+        ]
         objects = list(dict.fromkeys(w.object for w in mine if w.object))
         things = objects or list(dict.fromkeys(thing(w) for w in mine))
         shown = " and ".join(things[:3]) + (" and more" if len(things) > 3 else "")

@@ -1,7 +1,11 @@
 """The kernel stack of a task that does not run: its frames, from the kernel's own unwind tables."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from kwhy.arch import x86_64_orc as orc
 from kwhy.case.evidence import MissingMemory
@@ -58,6 +62,35 @@ class Stack:
     def names(self) -> tuple[str, ...]:
         """Function names, innermost first."""
         return tuple(frame.name for frame in self.frames)
+
+
+class Shown:
+    """Which stacks show an address; made for thousands of addresses on thousands of stacks."""
+
+    def __init__(self, stacks: Mapping[int, Stack]) -> None:
+        self._stacks = stacks
+        self._tasks: list[int] = []
+        self._words: npt.NDArray[np.uint64] | None = None
+        self._whose: npt.NDArray[np.intp] = np.empty(0, np.intp)
+
+    def on(self, word: int) -> tuple[int, ...]:
+        """The tasks with ``word`` on their stacks, in the order of ``stacks``."""
+        words = self._sorted()
+        first = np.searchsorted(words, np.uint64(word))
+        last = np.searchsorted(words, np.uint64(word), side="right")
+        return tuple(self._tasks[number] for number in np.unique(self._whose[first:last]))
+
+    def _sorted(self) -> npt.NDArray[np.uint64]:
+        if self._words is None:
+            self._tasks = list(self._stacks)
+            parts = [np.array(s.words, dtype=np.uint64) for s in self._stacks.values()]
+            words = np.concatenate([np.empty(0, np.uint64), *parts])
+            lengths = np.array([len(part) for part in parts], dtype=np.intp)
+            whose = np.repeat(np.arange(len(parts)), lengths)
+            kernel = np.flatnonzero(words >> np.uint64(56) == np.uint64(0xFF))
+            order = kernel[np.argsort(words[kernel], kind="stable")]
+            self._words, self._whose = words[order], whose[order]
+        return self._words
 
 
 class Unwinder:

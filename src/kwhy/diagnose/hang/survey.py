@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.ages import newest_clock
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.ends import Ends
 from kwhy.diagnose.hang.kinds import Recognisers
@@ -41,7 +41,7 @@ def survey(memory: Memory) -> Survey:
     stacks = {task.address: unwinder.stack(task) for task in sleeping}
     user = UserMemory(memory)
     locks = Locks(memory, tasks, stacks)
-    now = _now(memory)
+    now = newest_clock(memory)
     look = Look(memory, tasks, stacks, locks, user, Ends(memory, tasks), now)
     recognisers = Recognisers(look)
     claims = {}
@@ -53,23 +53,3 @@ def survey(memory: Memory) -> Survey:
     if tasks.torn:
         found.notes.append(f"{tasks.torn} tasks changed while they were read and were left out")
     return found
-
-
-def _now(memory: Memory) -> int:
-    """The newest clock of any CPU's run queue, in the unit of ``Task.seen``."""
-    kernel = memory.kernel
-    try:
-        offsets = memory.symbol("__per_cpu_offset")
-        queues = kernel.symbols.percpu.named("runqueues")
-        if queues:
-            base = kernel.symbols.percpu.symbol(queues[0]).address
-        else:
-            base = memory.symbol("runqueues")
-        clock = memory.offset("struct rq", "clock")
-        count = memory.u64(memory.symbol("nr_cpu_ids")) & 0xFFFFFFFF
-        return max(
-            memory.u64((base + memory.u64(offsets + 8 * cpu) + clock) & (1 << 64) - 1)
-            for cpu in range(min(count, 8192))
-        )
-    except (MissingMemory, LookupError, ValueError):
-        return 0

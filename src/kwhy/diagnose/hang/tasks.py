@@ -64,19 +64,22 @@ class Tasks:
         self.by_tid: dict[int, Task] = {}
         self._threads: dict[int, tuple[int, ...]] | None = None
         self._children: dict[int, tuple[int, ...]] | None = None
+        self._by_files: dict[int, tuple[int, ...]] | None = None
         self._fields()
         for address in self._addresses():
             self._add(address)
 
     def still_there(self, address: int) -> bool:
-        """Whether an address that is no known task looks like one that has not been reaped.
+        """Whether an address that is no known task is one that can be found by its number.
 
-        __unhash_process() (kernel/exit.c) takes the number away from a task that is gone.
+        __unhash_process() (kernel/exit.c) takes a task that is gone off its ``struct pid``; what
+        its memory is used for since then does not hang there either.
         """
-        kind = "struct task_struct"
+        m, kind = self._memory, "struct task_struct"
         try:
-            thread = self._memory.value(kind, address, "thread_pid")
-            return bool(thread) and 0 < self._memory.value(kind, address, "pid") < MAX_TASKS
+            pid = m.value(kind, address, "thread_pid")
+            first = m.u64(pid + m.offset("struct pid", "tasks"))
+            return first == address + m.offset(kind, "pid_links")
         except MissingMemory:
             return False
 
@@ -100,6 +103,16 @@ class Tasks:
                     found.setdefault(other, []).append(one.address)
             self._children = {of: tuple(members) for of, members in found.items()}
         return self._children.get(task, ())
+
+    def sharing_files(self, files: int) -> tuple[int, ...]:
+        """Leaders of the processes with that table of open files, the owner of POSIX locks."""
+        if self._by_files is None:
+            found: dict[int, list[int]] = {}
+            for task in self.by_address.values():
+                if task.tid == task.tgid and task.files:
+                    found.setdefault(task.files, []).append(task.address)
+            self._by_files = {files: tuple(leaders) for files, leaders in found.items()}
+        return self._by_files.get(files, ())
 
     def _add(self, address: int) -> None:
         try:

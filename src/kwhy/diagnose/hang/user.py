@@ -163,10 +163,6 @@ class Files:
         table = self.table(task.files) if task.files else ()
         return table[descriptor] or None if 0 <= descriptor < len(table) else None
 
-    def has_open(self, task: Task, file: int) -> bool:
-        """Whether ``task`` has that very ``struct file`` open."""
-        return bool(task.files) and file in self.table(task.files)
-
     def open_files(self, task: Task) -> Iterator[tuple[int, int]]:
         """(descriptor, ``struct file``) of all that ``task`` has open."""
         for descriptor, file in enumerate(self.table(task.files) if task.files else ()):

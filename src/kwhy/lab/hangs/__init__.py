@@ -40,7 +40,8 @@ class Edge:
 class Scenario:
     """``tasks`` are arguments of hang_tasks; ``cycles`` and ``possible`` name their members.
 
-    ``gone``: waits for a lock whose owner ended. ``ends`` must stand in a finding's text, ``files``
+    ``gone``: waits for a lock whose owner ended; ``lost``: for one that is free, and was not woken,
+    which only a live target can tell. ``ends`` must stand in a finding's text, ``files``
     must exist before.
     """
 
@@ -50,6 +51,7 @@ class Scenario:
     cycles: tuple[frozenset[str], ...] = ()
     possible: tuple[frozenset[str], ...] = ()
     gone: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     ends: str = ""
     files: tuple[str, ...] = field(default=())
 
@@ -123,9 +125,23 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "leaked",
-        ("leaker:mutex=4,exit=0", "loser:after=twoA,mutex=4"),
-        (Edge("loser", "mutex"),),
-        gone=("loser",),
+        (
+            "leaker:mutex=4,exit=0",
+            "loser:after=twoA,mutex=4",
+            "leaker2:write=4,exit=0",
+            "loser2:after=twoA,read=4",
+        ),
+        (Edge("loser", "mutex"), Edge("loser2", "rwsem-read")),
+        gone=("loser", "loser2"),
+    ),
+    Scenario(
+        "forgotten",
+        (
+            "forgetful:mutex=14,meet=0,after=forgot,forget=14",
+            "forgot:meet=0,mutex=14",
+        ),
+        (Edge("forgot", "mutex"),),
+        lost=("forgot",),
     ),
     Scenario(
         "reader",
@@ -170,9 +186,41 @@ SCENARIOS: tuple[Scenario, ...] = (
         cycles=(frozenset({"flA", "flB"}),),
     ),
     Scenario(
+        "flock queue",
+        (
+            "fqA:flock=/tmp/d,meet=0,after=fqC,flock=/tmp/e",
+            "fqB:meet=0,flock=/tmp/d",
+            "fqC:flock=/tmp/e,meet=0,after=fqB,flock=/tmp/d",
+        ),
+        (
+            Edge("fqA", "flock", ("fqC",), "/tmp/e"),
+            Edge("fqB", "flock", ("fqA",), "/tmp/d"),
+            Edge("fqC", "flock", ("fqA",), "/tmp/d"),
+        ),
+        cycles=(frozenset({"fqA", "fqC"}),),
+    ),
+    Scenario(
+        "flock shared",
+        (
+            "shA:share=/tmp/f,sleep=0",
+            "shB:after=shA,share=/tmp/f,meet=0,after=shC,flock=/tmp/g",
+            "shC:flock=/tmp/g,meet=0,flock=/tmp/f",
+        ),
+        (
+            Edge("shB", "flock", ("shC",), "/tmp/g"),
+            Edge("shC", "flock", ("shA", "shB"), "/tmp/f"),
+        ),
+        cycles=(frozenset({"shB", "shC"}),),
+    ),
+    Scenario(
         "posix",
-        ("poA:posix=/tmp/c,sleep=0", "poB:after=poA,posix=/tmp/c"),
-        (Edge("poB", "posix-lock", ("poA",), "/tmp/c"),),
+        (
+            "poA:posix=/tmp/c,sleep=0",
+            "poB:after=poA,posix=/tmp/c",
+            "poC:after=poB,posix=/tmp/c",
+            "poD:after=poC,posix=/tmp/c",
+        ),
+        tuple(Edge(f"po{letter}", "posix-lock", ("poA",), "/tmp/c") for letter in "BCD"),
     ),
     Scenario("vfork", ("vf:vfork=0",), (Edge("vf", "vfork", ("vf",)),)),
     Scenario(
@@ -198,15 +246,24 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 GRACE = Scenario(
     "grace",
-    ("rcureader:reader=0", "rcuwaiter:grace=0"),
-    (Edge("rcuwaiter", "rcu", ("rcureader",)),),
+    (
+        "rcureader:reader=0",
+        "rcuwaiter:runs=rcureader,grace=0",
+        "rcuwriter:after=rcuwaiter,percpu-write=9",
+        "rcuwriter2:after=rcuwriter,percpu-write=9",
+    ),
+    (
+        Edge("rcuwaiter", "rcu", ("rcureader",)),
+        Edge("rcuwriter", "rcu", ("rcureader",)),
+        Edge("rcuwriter2", "percpu-rwsem-write"),
+    ),
 )
 """A reader that was preempted holds up a grace period, on kernels with preemptible RCU.
 
 Nothing else must run beside it, because much in a kernel waits for grace periods.
 """
 
-LIMIT = 300.0
+LIMIT = 900.0
 """Seconds in which all processes have to be in their waits; emulated, on a busy machine."""
 
 

@@ -6,7 +6,7 @@
  *   KIND=N          takes lock N of that kind from the module behind /dev/kwhy_hang
  *   inode=PATH      takes the lock of that file's inode; truncate=PATH and splice=PATH likewise
  *   rm=PATH         removes a file
- *   flock=PATH      flock(LOCK_EX); posix=PATH an fcntl lock of the whole file
+ *   flock=PATH      flock(LOCK_EX); share=PATH flock(LOCK_SH); posix=PATH fcntl on the whole file
  *   futex=N         pthread_mutex_lock on a mutex that all share
  *   pipe=N          reads from pipe N, which all processes hold open; fill=N fills and writes on
  *   vfork=0         vforks a child that sleeps
@@ -16,6 +16,7 @@
  *   child=0         has a child that sleeps, and waits for its end
  *   meet=0          waits until all that have such a step have come to theirs
  *   after=NAME      waits until that process sleeps in its last step
+ *   runs=NAME       waits until that process runs in its last step, in the kernel
  *   busy=0          runs for ever; sleep=0 sleeps for ever
  *   exit=0          ends
  *
@@ -39,6 +40,7 @@
 #define TASKS 64
 #define LOCKS 16
 #define PATIENCE 6000 /* looks, 10 ms each */
+#define RUNS 10 /* ticks in the kernel that prove that a task is where it stays */
 
 struct shared {
 	pthread_mutex_t mutexes[LOCKS];
@@ -57,7 +59,8 @@ static void fail(const char *what)
 	exit(99);
 }
 
-static char state_of(int pid)
+/* The letter of a task's state, 0 if it is gone, and its time in the kernel in ticks. */
+static char look_at(int pid, unsigned long *ticks)
 {
 	char path[64], line[512], *end;
 	FILE *file;
@@ -68,7 +71,11 @@ static char state_of(int pid)
 		return 0;
 	end = fgets(line, sizeof line, file) ? strrchr(line, ')') : NULL;
 	fclose(file);
-	return end ? end[2] : 0;
+	if (!end)
+		return 0;
+	if (ticks)
+		sscanf(end + 3, "%*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %lu", ticks);
+	return end[2];
 }
 
 static void pause_a_little(void)
@@ -81,12 +88,29 @@ static void await_asleep(int task, int running_will_do)
 	int looks, seen = 0;
 
 	for (looks = 0; looks < PATIENCE; looks++) {
-		char state = shared->last[task] ? state_of(shared->pid[task]) : 'r';
+		char state = shared->last[task] ? look_at(shared->pid[task], NULL) : 'r';
 
 		if (!state || state == 'Z' || (running_will_do && state == 'R'))
 			return;
 		seen = state == 'D' || state == 'S' ? seen + 1 : 0;
 		if (seen >= 5)
+			return;
+		pause_a_little();
+	}
+	errno = ETIMEDOUT;
+	fail(names[task]);
+}
+
+static void await_running(int task)
+{
+	unsigned long first = 0, ticks = 0;
+	int looks;
+
+	for (looks = 0; looks < PATIENCE; looks++) {
+		if (shared->last[task] && !look_at(shared->pid[task], &ticks))
+			break;
+		first = first ? first : ticks;
+		if (first && ticks >= first + RUNS)
 			return;
 		pause_a_little();
 	}
@@ -233,12 +257,16 @@ static void step(const char *kind, const char *value)
 		await_child();
 	else if (!strcmp(kind, "after"))
 		await_asleep(task_named(value), 0);
+	else if (!strcmp(kind, "runs"))
+		await_running(task_named(value));
 	else if (!strcmp(kind, "inode") || !strcmp(kind, "truncate") || !strcmp(kind, "splice"))
 		take(kind, opened(value));
 	else if (!strcmp(kind, "rm"))
 		unlink(value);
 	else if (!strcmp(kind, "flock"))
 		flock(opened(value), LOCK_EX);
+	else if (!strcmp(kind, "share"))
+		flock(opened(value), LOCK_SH);
 	else if (!strcmp(kind, "posix"))
 		lock_all(opened(value));
 	else if (!strcmp(kind, "futex"))

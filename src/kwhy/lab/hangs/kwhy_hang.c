@@ -10,7 +10,7 @@
  * disagree.
  *
  * "take flush N" has a worker lock mutex N and waits for that work to be done, "take drain N" waits for
- * the whole workqueue of number N instead. "take reader N" stays for ever in a read-side critical
+ * the whole workqueue of number N instead. "take forget N" empties mutex N and wakes nobody. "take reader N" stays for ever in a read-side critical
  * section of RCU, which it gives the processor away in, and "take grace N" waits for a grace period.
  */
 #include <linux/completion.h>
@@ -56,6 +56,12 @@ static noinline void hang_flush(unsigned int n, bool all)
 		flush_workqueue(queues[n]);
 	else
 		flush_work(&works[n]);
+}
+
+/* What is left of mutex_unlock() when its wake-up is lost; the low bits say that somebody waits. */
+static noinline void hang_forget(struct mutex *lock)
+{
+	atomic_long_and(7, &lock->owner);
 }
 
 static noinline void hang_reader(void)
@@ -165,6 +171,8 @@ static noinline int hang_take(const char *kind, unsigned int n)
 		percpu_down_write(&percpu_rwsems[n]);
 	else if (!strcmp(kind, "flush") || !strcmp(kind, "drain"))
 		hang_flush(n, kind[0] == 'd');
+	else if (!strcmp(kind, "forget"))
+		hang_forget(&mutexes[n]);
 	else if (!strcmp(kind, "reader"))
 		hang_reader();
 	else if (!strcmp(kind, "grace"))

@@ -22,6 +22,7 @@ class Stock:
     ends: str = ""
     possible: tuple[frozenset[str], ...] = ()
     gone: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     module: bool = False
 
 
