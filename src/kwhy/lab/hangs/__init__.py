@@ -263,7 +263,7 @@ GRACE = Scenario(
 Nothing else must run beside it, because much in a kernel waits for grace periods.
 """
 
-LIMIT = 900.0
+LIMIT = 300.0
 """Seconds in which all processes have to be in their waits; emulated, on a busy machine."""
 
 

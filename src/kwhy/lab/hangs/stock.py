@@ -413,6 +413,7 @@ def stopped() -> None:
 def traced() -> None:
     PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
     tracee = process("tracee", sleep)
+    asleep(tracee)  # stopped earlier it would still have what it inherited
 
     def tracer() -> None:
         system(101, PTRACE_SEIZE, tracee, 0, 0)
