@@ -124,10 +124,13 @@ def check_all(
 
 
 def test_spin_names_the_loop(start: Start, tmp_path: Path) -> None:
-    """A list that is a circle, a decoy that is slow, and two callees that contradict each other:
-    each is told for what it is, from the live guest and from the case."""
+    """A list that is a circle, a decoy that is slow, two callees that contradict each other, and a
+    flag that a callee will raise: each is told for what it is, from the live guest and from the
+    case."""
     chosen = tuple(way for way in WAYS if way.name in ("circle", "slow", "masked"))
     check_all(start("6.12"), chosen, tmp_path)
+    raised = tuple(way for way in WAITS if way.name == "raised")
+    check_all(start("6.12"), raised, tmp_path, WAIT_CONTROL)
 
 
 def test_a_thread_that_does_not_spin_is_said_so(start: Start) -> None:

@@ -67,6 +67,14 @@ def open_evidence(args: argparse.Namespace, *, probe: bool = True) -> Iterator[A
             yield LiveEvidence(link)
 
 
+def require_memory(evidence: Any) -> None:
+    """Raises FeatureError, which says why, when a live target gives nothing of its memory."""
+    from kwhy.case.live import LiveEvidence
+
+    if isinstance(evidence, LiveEvidence):
+        evidence.link.read_memory([])
+
+
 def _mute(args: argparse.Namespace) -> Path | None:
     """QEMU's control socket of a guest that runs but does not answer; None for any other."""
     from kwhy import lab

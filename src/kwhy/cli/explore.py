@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and report: 0 when a sequence was found, 1 when none was."""
-    from kwhy.cli.connect import open_evidence
+    from kwhy.cli.connect import open_evidence, require_memory
     from kwhy.emulate import model, search
     from kwhy.emulate.world import Stopped, World
     from kwhy.errors import InputError
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{name} takes a number of 1 or more")
     wanted = model.load(args.model)
     with open_evidence(args, probe=False) as evidence:
+        require_memory(evidence)
         kernel = open_kernel(evidence, *places(args))
         world = World(kernel, args.cpu)
         depth = args.depth or wanted.depth

@@ -80,7 +80,7 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
 
     offline = _Offline(evidence, kernel, tid)
     run = _runner(evidence, args, tid) if args.deep else None
-    live = Live(_taker(link, tid, say), peek, offline.resume, offline.decide, run)
+    live = Live(_taker(link, tid, say), peek, offline.resume, offline.decide, offline.rounds, run)
     return spin.explain(evidence, kernel, live), evidence
 
 
@@ -145,6 +145,19 @@ class _Offline:
             "result": found.result,
             "reads": {str(at): [*each] for at, each in found.reads.items()},
             "inputs": [*sorted(found.inputs)],
+            "clock": found.clock,
+        }
+
+
+    def rounds(self, start: "Sample", head: int) -> "JSON":
+        """Go round from a sample at a loop's head."""
+        from kwhy.emulate.rounds import rounds
+
+        found = rounds(self._caller(start.cpu), self.code, start.registers, head)
+        return {
+            "why": found.why,
+            "memory": {str(at): [size, [*values]] for at, (size, values) in found.memory.items()},
+            "registers": [*sorted(found.registers)],
             "clock": found.clock,
         }
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pictures and differences; 0 when something changed, 1 when nothing did."""
     from kwhy.case.live import LiveEvidence
-    from kwhy.cli.connect import connect
+    from kwhy.cli.connect import connect, require_memory
 
     if args.core is not None or args.case is not None:
         raise UsageError("what stands still cannot be watched: kwhy watch needs a live target")
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         for put in args.put:
             link.put(put.local, put.remote)
         evidence = LiveEvidence(link)
+        require_memory(evidence)
         evidence.facts.question = {"verb": "watch", "expression": args.expression}
         take = _moments if args.at is None else _moments_at
         moments = list(take(link, evidence, args, steps * args.repeat))

@@ -1,5 +1,6 @@
 """Why a thread burns time: from watching it to an answer."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,9 +26,11 @@ from kwhy.verdict.spin import Block, Frame, Loop, Registers, Spin, State, Thread
 
 PERIOD = 2_970_000  # ns between samples: no divisor of a tick
 MOST = 0.9  # share of samples that makes something the rule
+HARDLY = 0.05  # share of the time that a thread runs which does not burn it
 ENTRY = 0.3  # s, at least, of watching who is entered
 WINDOW = 0.2  # s of watching what is passed to callees
 MAX_STACK = 12
+MAX_NAMED = 4
 
 
 @dataclass(slots=True)
@@ -63,6 +66,9 @@ def explain(evidence: Keeper, kernel: Kernel, live: Live | None = None) -> Spin:
     case = Case(kernel, Code(kernel, arch), watcher, base)
     if not seen.samples:
         return _unseen(case, look)
+    share = len(seen.samples) * PERIOD / 1e9 / look.seconds
+    if share < HARDLY and look.after is not None and look.after["state"] != "R":
+        return _asleep(case, look, f"hardly runs, {share:.1%} of the time")
     inside = [sample for sample in seen.samples if not sample.user]
     if len(inside) < (1 - MOST) * len(seen.samples):
         return _user(case, look, seen.samples)
@@ -124,10 +130,15 @@ def _unseen(case: Case, look: Look) -> Spin:
             state="unknown",
             advice=("samples need interrupts: look at the kernel log for lockup reports",),
         )
+    return _asleep(case, look, "does not run at all")
+
+
+def _asleep(case: Case, look: Look, runs: str) -> Spin:
+    assert look.after is not None
     where = str(look.after.get("wchan") or "0")
     waits = f" in {where}()" if where != "0" else ""
     return case.answer(
-        summary=f"{_who(case)} does not run at all: it sleeps (state {state}){waits}",
+        summary=f"{_who(case)} {runs}: it sleeps (state {look.after['state']}){waits}",
         confidence="observed",
         state="asleep",
         advice=(f"kwhy hang {look.before['tid']} tells what a sleeping thread waits for",),
@@ -207,11 +218,18 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
         )
     if watched is None:
         return case.answer(
-            summary=f"{_who(case)} stays in {place.name}(), but no loop of it holds the samples",
+            summary=f"{_who(case)} stays in {place.name}(), but no loop of it holds the samples: "
+            f"they are in {_leaves(case.kernel, samples)}",
             state="looping",
             stack=stack,
         )
     return _looping(case, watched, entry, stack)
+
+
+def _leaves(kernel: Kernel, samples: Sequence[Sample]) -> str:
+    """The functions that the samples are in, those with most of them first."""
+    names = Counter(spin_words.offset(kernel, sample.address).split("+")[0] for sample in samples)
+    return ", ".join(f"{name}()" for name, _ in names.most_common(MAX_NAMED))
 
 
 def _busy(case: Case, found: Sequence[Place]) -> Spin:

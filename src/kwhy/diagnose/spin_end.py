@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kwhy.arch import Arch
 from kwhy.diagnose import spin_words
 from kwhy.diagnose.spin_behind import look_behind
+from kwhy.diagnose.spin_left import left_in
 from kwhy.diagnose.spin_loop import (
     Values,
     Watched,
@@ -14,14 +14,14 @@ from kwhy.diagnose.spin_loop import (
     result_values,
 )
 from kwhy.diagnose.spin_watch import Watcher
-from kwhy.flow.cfg import Code, Segment
-from kwhy.flow.ir import Expr
-from kwhy.flow.loops import Load, Sources, evaluate
+from kwhy.flow.cfg import Code
+from kwhy.flow.loops import Load, evaluate
 from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
 from kwhy.verdict.spin import Operand
 
 MAX_LOADS = 16
+STARTS = 3  # rounds that may be gone on from
 WINDOW = 0.1  # s of watching the places that are read
 PEEKS, PAUSE = 4, 0.1  # how often memory is looked at, and the s between
 PERIOD = 10_000_000  # ns between samples that only pass the time
@@ -70,10 +70,41 @@ def ending(
         sure = False
     out.operands = list(dict.fromkeys(out.operands))
     moves = moves or any(operand.how in ("counter", "varying") for operand in out.operands)
+    if sure and not moves:
+        moves = _own_doing(kernel, watcher, watched, known, out)
     out.constant = sure and not moves
     for segment, source in turns:
-        out.left_in = out.left_in or _left(watched, arch, segment, source, known)
+        out.left_in = out.left_in or left_in(watched, watcher.starts, arch, segment, source, known)
     return out
+
+
+def _own_doing(
+    kernel: Kernel, watcher: Watcher, watched: Watched, known: dict[str, Values], out: Ending
+) -> bool:
+    """Whether the loop asks somewhere for what it changes itself: that may end it one day."""
+    samples = watched.rounds
+    found = watcher.own([samples[n * len(samples) // STARTS] for n in range(STARTS)])
+    if found is None:
+        return False
+    moving = []
+    for address, (_, values) in sorted(found["memory"].items(), key=lambda item: int(item[0])):
+        values = classify(values)
+        if values is not None and values.how in ("counter", "varying"):
+            text = f"{spin_words.number(values.first)} … {spin_words.number(values.last)}"
+            name = spin_words.place(kernel, int(address))
+            moving.append(Operand(expr=name, value=text, how=values.how, source="executed offline"))
+    for name in found["registers"]:
+        if name in known and known[name].how in ("counter", "varying"):
+            moving.append(_register(name, known[name], watched.source(watched.loop.head)))
+    if found["clock"]:
+        moving.append(Operand(expr="the time", value="passes", how="varying", source="clock"))
+    out.operands.extend(moving)
+    if moving:
+        out.notes.append(
+            "nothing that the ways out ask for changes; but other branches of a round ask for what "
+            "does, and may change that"
+        )
+    return bool(moving)
 
 
 def _register(name: str, found: Values, source: str) -> Operand:
@@ -172,58 +203,3 @@ def _result(
     if inside.missing is not None:
         out.notes.append(f"what decides in {name}() could not be looked at: {inside.missing}")
     return inside.missing is None
-
-
-def _left(
-    watched: Watched, arch: Arch, segment: Segment, source: Sources, known: dict[str, Values]
-) -> str | None:
-    """What is left of a loop that compares a counter with a bound that does not move."""
-    for name in source.carried:
-        counter = known.get(name)
-        if counter is None or counter.how != "counter" or not counter.step:
-            continue
-        bound = _bound(segment, name, known)
-        if bound is None:
-            continue
-        left = bound - counter.last
-        if (left > 0) == (counter.step > 0) and left:
-            rounds = abs(left // counter.step)
-            pace = _pace(watched, name)
-            seconds = rounds * abs(counter.step) / pace if pace else None
-            more = f", about {seconds:,.0f} s at this pace" if seconds is not None else ""
-            return f"{rounds:,} rounds are left{more}"
-    return None
-
-
-def _bound(segment: Segment, name: str, known: dict[str, Values]) -> int | None:
-    """What the comparison at the end of ``segment`` compares register ``name`` with."""
-    for insn in reversed(segment.insns):
-        for effect in insn.effects:
-            if effect[0] != "flags":
-                continue
-            _, kind, _, a, b = effect
-            if kind != "cmp":
-                return None
-            for mine, other in ((a, b), (b, a)):
-                if mine[0] == "reg" and mine[1] == name:
-                    return _fixed(other, known)
-            return None
-    return None
-
-
-def _fixed(expr: Expr, known: dict[str, Values]) -> int | None:
-    if expr[0] == "const":
-        return int(expr[1])
-    if expr[0] == "reg":
-        found = known.get(expr[1])
-        return found.first if found is not None and found.how == "constant" else None
-    return None
-
-
-def _pace(watched: Watched, name: str) -> float | None:
-    """How fast a counter moves, per second."""
-    rounds = watched.rounds
-    first, last = rounds[0], rounds[-1]
-    seconds = (last.time - first.time) / 1e9
-    moved = abs(last.registers[name] - first.registers[name])
-    return moved / seconds if seconds > 0 and moved else None

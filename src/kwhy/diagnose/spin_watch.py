@@ -62,19 +62,23 @@ it ended."""
 Decide = Callable[[Sample, int], JSON]
 """Executes offline the call that a sample is at, up to an address: ``end``, ``result``, and what
 decided that: ``reads`` by address, ``inputs`` (registers), ``clock``."""
+Rounds = Callable[[Sample, int], JSON]
+"""Goes round offline from a sample at a loop's head: ``why`` that cannot be, else what it asks for:
+``memory`` that it writes too, with size and values round by round, ``registers``, ``clock``."""
 Run = Callable[[str], tuple[CallVerdict, dict[str, list[int]]]]
 """Runs a call offline, on memory as it is now; with the argument registers of what it called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What can be asked of a live target; the last three execute offline, on memory as it is now.
+    """What can be asked of a live target; the last four execute offline, on memory as it is now.
     ``run`` is None when nobody asked for that."""
 
     take: Take
     peek: Peek
     resume: Resume
     decide: Decide
+    rounds: Rounds
     run: Run | None = None
 
 
@@ -162,6 +166,7 @@ class Watcher:
             if kept["end"] == "bound":
                 runs.append((start, kept))
         if len(runs) < AT_LEAST:
+            self.starts = []  # they will fit no better the next time
             return {}
         out = {}
         for address in addresses:
@@ -225,6 +230,18 @@ class Watcher:
             if isinstance(kept, dict) and kept["end"] == "returned" and right(kept["result"]):
                 out.append((call, kept))
         return out
+
+    def own(self, heads: Sequence[Sample]) -> Any:
+        """What a loop asks for that it changes itself, by the first sample at its head that it can
+        be gone round from; None if there is none."""
+        for number, head in enumerate(heads):
+            key = f"rounds/{head.address}/{number}"
+            if self.live is not None:
+                self.evidence.facts.extra[key] = self.live.rounds(head, head.address)
+            kept: Any = self.evidence.facts.extra.get(key)
+            if isinstance(kept, dict) and kept["why"] is None:
+                return kept
+        return None
 
     def _look(self, events: list[JSON], seconds: float) -> Look:
         key = f"watch/{self.number}"

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kwhy.arch import Arch
-from kwhy.diagnose.sites import Site, held, locate
+from kwhy.diagnose.sites import Site, locate, truth
 from kwhy.diagnose.spin_loop import Watched, never_taken, result_size, result_values
 from kwhy.flow.cfg import Code, Function, Segment
 from kwhy.flow.explore import Decision
@@ -62,8 +62,11 @@ def _way(function: Function, start: int | None) -> list[Segment]:
     return out
 
 
-def truth(kernel: Kernel, function: Function, segment: Segment, taken: bool, site: Site) -> bool:
-    """Whether the source condition is true when the branch of ``segment`` goes that way."""
+def holds(
+    kernel: Kernel, function: Function, segment: Segment, taken: bool, site: Site
+) -> bool | None:
+    """Whether the source condition is true when the branch of ``segment`` goes that way; None when
+    that is not clear."""
     decision = Decision(
         segment.last.address, "branch", taken, _compared(segment), segment.target or 0
     )
@@ -71,7 +74,7 @@ def truth(kernel: Kernel, function: Function, segment: Segment, taken: bool, sit
     if not taken:
         there, other = other, there
     after, instead = ([each.start for each in _way(function, way)] for way in (there, other))
-    return held(kernel, site, decision, after, instead)
+    return taken if site.condition is None else truth(kernel, site, decision, after, instead)
 
 
 def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
@@ -86,11 +89,17 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
         never = never_taken(watched, segment)
         always = wanted = None
         if never is not None:
-            always = truth(kernel, watched.function, segment, not never, site)
+            always = holds(kernel, watched.function, segment, not never, site)
+            if always is None and out_of is None:
+                continue
+            always = always is not False
         if out_of is not None:
-            wanted = truth(kernel, watched.function, segment, out_of == segment.target, site)
+            jump_leaves = out_of == segment.target
+            wanted = holds(kernel, watched.function, segment, jump_leaves, site) is not False
             if never is None and watched.stayed():
                 always = not wanted  # neither way was counted by itself, but the loop was not left
+            elif never == jump_leaves:
+                wanted = not always  # of a && b the jump of a alone does not tell
         text = site.condition.text if site.condition else _jump(site, segment)
         key = (site.identity, always)
         if key in out and (out[key].leaves or out_of is None):
@@ -141,6 +150,8 @@ def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set
 def called(code: Code, watched: Watched, segment: Segment) -> str:
     """The name of the function that a call segment calls."""
     if segment.target is None:
+        if segment.through is not None and segment.through[0] == "reg":
+            return f"*{segment.through[1]}"
         return f"*{segment.last.text.removeprefix('call ')}"
     return code.name(code.resolve(segment.target))
 

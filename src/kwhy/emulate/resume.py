@@ -39,7 +39,7 @@ def resume(
 
     Functions that a run leaves out (delays) return at once, so time passes faster than live.
     """
-    scene = _scene(caller, registers, detail=False)
+    scene = scene_of(caller, registers, detail=False)
     machine = scene.machine
     counts = dict.fromkeys(addresses, 0)
     passed: dict[int, list[dict[str, int]]] = {address: [] for address in addresses}
@@ -74,7 +74,7 @@ def answer(
     caller: Caller, code: Code, registers: dict[str, int], site: int, limit: int = CALL_BLOCKS
 ) -> Answered:
     """Execute the call instruction at the program counter until it comes back to ``site``."""
-    scene = _scene(caller, registers, detail=True)
+    scene = scene_of(caller, registers, detail=True)
     machine = scene.machine
     end = machine.run(registers[arch.PC], site, limit)
     result = machine.get(arch.RESULT)
@@ -96,7 +96,7 @@ def answer(
     return Answered(end, result, reads, frozenset(inputs), clock)
 
 
-def _scene(caller: Caller, registers: dict[str, int], detail: bool) -> KernelScene:
+def scene_of(caller: Caller, registers: dict[str, int], detail: bool) -> KernelScene:
     """A scene with the thread's own stack and registers."""
     scene = caller.scene(detail)
     scene.keep_stack()

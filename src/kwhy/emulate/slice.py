@@ -58,6 +58,14 @@ def asked(history: History, branch: int) -> set[int]:
     return slicer.done
 
 
+def asked_by_all(history: History) -> set[int]:
+    """All steps that what any branch compared came from."""
+    slicer = _Slicer(history, addresses=True)
+    slicer.found = set(history.branches)
+    slicer.deepen()
+    return slicer.done
+
+
 class _Slicer:
     def __init__(self, history: History, addresses: bool) -> None:
         self.history = history

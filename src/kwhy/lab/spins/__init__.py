@@ -73,6 +73,8 @@ WAITS = (
     Way("cycles", "looping", "wait_cycles"),
     Way("drain", "looping", "wait_drain"),
     Way("steps", "looping", "wait_steps"),
+    Way("raised", "looping", "wait_raised"),
+    Way("odd", "looping", "wait_odd"),
     Way("inner", "looping", "wait_inner"),
     Way("moving", "looping", "wait_moving"),
     Way("guard", "lock", "wait_write_lock"),

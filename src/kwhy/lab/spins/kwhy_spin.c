@@ -213,7 +213,7 @@ static const struct proc_ops spin_operations = {
 static int __init spin_init(void)
 {
 	spin_lock_init(&spin_state.lock);
-	spin_state.todo = 1000000;
+	spin_state.todo = 20000000;
 	return proc_create("kwhy_spin", 0200, NULL, &spin_operations) ? 0 : -ENOMEM;
 }
 

@@ -247,6 +247,33 @@ static __attribute__((noipa)) void wait_steps(struct wait_state *state)
 		udelay(30);
 }
 
+/* The way out asks for a flag that a callee raises, late. */
+static __attribute__((noipa)) void wait_count(struct wait_state *state)
+{
+	if (++state->calls > 200000000000UL)
+		WRITE_ONCE(state->done, 1);
+}
+
+static __attribute__((noipa)) void wait_raised(struct wait_state *state)
+{
+	while (!READ_ONCE(state->done))
+		wait_count(state);
+}
+
+/* The counter never equals its bound. */
+static __attribute__((noipa)) unsigned long wait_odd(struct wait_state *state, u64 bound)
+{
+	unsigned long sum = 0;
+	u64 i;
+
+	for (i = 0; i != bound; i += 2) {
+		if (READ_ONCE(state->done))
+			break;
+		sum ^= READ_ONCE(state->count) + i;
+	}
+	return sum;
+}
+
 static __attribute__((noipa)) unsigned long wait_inner(struct wait_state *state)
 {
 	unsigned long sum = 0;
@@ -353,6 +380,10 @@ static ssize_t wait_write(struct file *file, const char __user *buffer, size_t s
 		wait_drain(state);
 	else if (!strcmp(name, "steps"))
 		wait_steps(state);
+	else if (!strcmp(name, "raised"))
+		wait_raised(state);
+	else if (!strcmp(name, "odd"))
+		wait_odd(state, 1000000000001ULL);
 	else if (!strcmp(name, "inner"))
 		wait_inner(state);
 	else
