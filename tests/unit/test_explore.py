@@ -182,7 +182,7 @@ def test_several_processes_search_as_one_does(
 ) -> None:
     """The same states, reached the same way, in the same order: whoever found them first."""
     monkeypatch.setattr(search, "ALONE", 1)
-    monkeypatch.setattr(search, "CHUNK", 2)
+    monkeypatch.setattr(search, "LEAST", 2)
     text = TOY.replace("world.value += 1", "world.value = (world.value + 7) % 1009")
     text = text.replace("*= 2", "= world.value * 2 % 1009").replace("== 11", "< 0")
     toy = written(tmp_path, text)

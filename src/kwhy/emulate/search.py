@@ -22,10 +22,13 @@ from kwhy.emulate.shared import Shared
 from kwhy.emulate.world import Stopped, World
 from kwhy.errors import KwhyError
 
-CHUNK = 32  # states that are handed to a process at a time
-ALONE = 4 * CHUNK
+LEAST, MOST = 16, 128  # states that are handed to a process at a time
+ALONE = 128
 """As many states are expanded here: handing them out would take longer."""
 MAX_STATES = 1_000_000
+
+Todo = tuple[Steps, State]
+"""How a state was reached, and what it changed."""
 
 Found = tuple[int, str, bytes, str | None, State]
 """A new state: of which state of a batch and by which operation it came, what stands for it,
@@ -91,7 +94,7 @@ def _levels(
     begun = time.monotonic() - progress.seconds
     while point.level <= depth:
         todo = point.todo
-        batches = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+        batches = list(_batches(todo, expander.jobs))
         done = 0
         for batch, expanded in zip(batches, expander.expand(batches, point.seen), strict=True):
             _take(point, batch, expanded)
@@ -115,7 +118,16 @@ def _levels(
     return Outcome(None, "", depth, False, True, progress)
 
 
-def _take(point: Checkpoint, batch: list[tuple[Steps, State]], expanded: Expanded) -> None:
+def _batches(todo: list[Todo], jobs: int) -> Iterator[list[Todo]]:
+    """Large ones first, for each costs something; small ones last, so that none is waited for."""
+    at = 0
+    while at < len(todo):
+        size = max(LEAST, min(MOST, (len(todo) - at) // (2 * jobs)))
+        yield todo[at : at + size]
+        at += size
+
+
+def _take(point: Checkpoint, batch: list[Todo], expanded: Expanded) -> None:
     found, count, stopped, _ = expanded
     point.progress.transitions += count
     _add(point.progress.stopped, stopped)
@@ -204,7 +216,7 @@ class _Expander:
     """
 
     def __init__(self, model: Model, world: World, jobs: int) -> None:
-        self._model, self._world, self._jobs = model, world, jobs
+        self._model, self._world, self.jobs = model, world, jobs
         self._context = multiprocessing.get_context("fork")
         self._pool: ProcessPoolExecutor | None = None
         self._stale = False
@@ -223,11 +235,11 @@ class _Expander:
             self._pool = None
 
     def expand(
-        self, batches: list[list[tuple[Steps, State]]], seen: set[bytes]
+        self, batches: list[list[Todo]], seen: set[bytes]
     ) -> Iterator[Expanded]:
         """Batch by batch, in their order."""
         states = [[state for _, state in batch] for batch in batches]
-        if self._jobs == 1 or sum(map(len, states)) < ALONE:
+        if self.jobs == 1 or sum(map(len, states)) < ALONE:
             for batch in states:
                 yield _expand(self._model, self._world, batch, seen)
             return
@@ -259,7 +271,7 @@ class _Expander:
         if self._pool is None:
             assert self._shared is not None
             _model, _world, _seen, _shared = self._model, self._world, seen, self._shared
-            self._pool = ProcessPoolExecutor(self._jobs, self._context, _begin)
+            self._pool = ProcessPoolExecutor(self.jobs, self._context, _begin)
             self._stale = False
         return self._pool
 
