@@ -1,6 +1,7 @@
 """Real kernel images at rest: BTF against DWARF, line tables against addr2line, source text."""
 
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from kwhy.emulate.call import parameter_names
 from kwhy.kernel.dwarftypes import DwarfTypes
 from kwhy.kernel.image import ImageEvidence
 from kwhy.kernel.lines import relative_file
 from kwhy.kernel.model import Kernel, open_kernel
+from kwhy.kernel.symbols import Symbol
 from kwhy.kernel.types import Types
 from kwhy.lab import fetch, kernels
 
@@ -85,6 +88,68 @@ def test_btf_and_dwarf_have_the_same_prototypes(images: Opened, series: str) -> 
             for (_n, mine), (_m, theirs) in zip(one.params, resolved, strict=True):
                 if theirs is not None and theirs.maker == "vmlinux":
                     assert kernel.types.size(mine) == kernel.types.size(theirs)
+
+
+ANNOTATION = re.compile(r"\b__(?:\w*acquires|\w*releases|must_hold)\w*\([^)]*\)")
+"""What a function's head may say of locks behind its parameters."""
+
+
+def namesakes(kernel: Kernel) -> dict[str, list[Symbol]]:
+    """Names of the image that several functions have."""
+    table = kernel.symbols.vmlinux
+    named: dict[str, dict[int, Symbol]] = {}
+    for symbol in map(table.symbol, range(len(table))):
+        if symbol.code and not symbol.name.startswith("__") and "." not in symbol.name:
+            named.setdefault(symbol.name, {})[symbol.address] = symbol
+    return {name: list(found.values()) for name, found in named.items() if len(found) > 1}
+
+
+def test_namesakes_have_each_its_own_prototype(images: Opened, series: str) -> None:
+    """The parameters are those of the function's own source text, or not told."""
+    kernel = images(series)
+    several = namesakes(kernel)
+    chosen = random.Random(3).sample(sorted(several), 60)
+    right, wrong = 0, []
+    for symbol in [one for name in chosen for one in several[name]]:
+        frames, found = kernel.frames(symbol.address), kernel.prototype(symbol.address)
+        text = (kernel.source(frames[-1].file) or "") if frames else ""
+        truth = parameter_names(ANNOTATION.sub("", text), symbol.name)
+        if truth is None or found is None or found.optimised:
+            continue
+        told = [name for name, _type in found.params]
+        if told == [name for name in truth if name != "void"]:
+            right += 1
+        else:
+            wrong.append((symbol, frames[-1].file, told, truth))
+    assert [] == wrong
+    assert right > 80
+
+
+def test_a_function_does_not_get_an_inlined_namesakes_prototype(
+    images: Opened, series: str
+) -> None:
+    """Two functions are called watchdog(); only that of the hung task detector has a symbol."""
+    kernel = images(series)
+    (symbol,) = (s for s in kernel.symbols.named("watchdog", modules=False) if s.code)
+    assert "kernel/hung_task.c" == kernel.frames(symbol.address)[-1].file
+    found = kernel.prototype(symbol.address)
+    assert found is not None
+    assert ["dummy"] == [name for name, _type in found.params]
+    assert not found.optimised
+
+
+def test_without_debug_symbols_namesakes_have_no_prototype(images: Opened) -> None:
+    """BTF knows names only."""
+    kernel = images("6.12")
+    assert kernel.vmlinux is not None
+    plain = open_kernel(ImageEvidence(kernel.vmlinux, SLIDE), "none", "none")
+    several = [one for found in namesakes(plain).values() for one in found]
+    assert len(several) > 300
+    assert {None} == {plain.prototype(symbol.address) for symbol in several[:200]}
+    (symbol,) = plain.symbols.named("vfs_read")
+    found = plain.prototype(symbol.address)
+    assert found is not None
+    assert ["file", "buf", "count", "pos"] == [name for name, _type in found.params]
 
 
 def test_the_current_task_is_found_in_the_per_cpu_area(images: Opened, series: str) -> None:

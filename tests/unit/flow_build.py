@@ -103,8 +103,11 @@ class Machine:
         """The entries of a range of code."""
         return [entry for entry in self.faults if start <= entry.insn < end]
 
-    def prototype(self, function: str) -> Prototype | None:
-        """Of a function whose arity is known."""
+    def prototype(self, function: str | int) -> Prototype | None:
+        """Of a function whose arity is known, by name or address."""
+        if isinstance(function, int):
+            symbol = self.at(function)
+            function = symbol.name if symbol else ""
         result = BOOL if function in self.booleans else INT
         if function not in self.arity and function not in self.booleans:
             return None

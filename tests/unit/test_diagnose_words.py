@@ -78,7 +78,12 @@ class Kinds:
 def words() -> Words:
     """Names for frame 1, a call of f that called g."""
     machine: Machine = toy(f="c3", g="c3", limit="00" * 8, console="00" * 32)
-    kernel = SimpleNamespace(symbols=machine, types=Kinds())
+
+    def prototype(address: int) -> Prototype | None:
+        symbol = machine.at(address)
+        return Kinds().prototype(symbol.name) if symbol else None
+
+    kernel = SimpleNamespace(symbols=machine, types=Kinds(), prototype=prototype)
     tracer = Tracer(Code(machine, ARCH))
     function = tracer.code.function(TOY)
     tracer.frames[0] = (Call(TOY, None, 0), tracer.code.function(TOY), ())

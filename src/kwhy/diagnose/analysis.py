@@ -79,9 +79,7 @@ def _tracer(
     oracle: bool,
 ) -> Tracer:
     def prototype(address: int) -> Any:
-        if address not in code.prototypes:
-            code.prototypes[address] = kernel.types.prototype(base_name(code.name(address)))
-        return code.prototypes[address]
+        return kernel.prototype(address)
 
     def arity(address: int) -> int | None:
         found = prototype(address)

@@ -8,7 +8,6 @@ from typing import Any
 
 from kwhy.diagnose.sites import Site, asked, locate
 from kwhy.diagnose.words import Words
-from kwhy.flow.cfg import base_name
 from kwhy.flow.explore import Decision, Node
 from kwhy.flow.origin import Finding
 from kwhy.flow.terms import parts
@@ -116,7 +115,7 @@ def _likely(kernel: Kernel, words: Words, cases: list[Case]) -> list[Case]:
         if case.finding.kind == "memory":
             # Error pointers are handed on, hardly ever stored; and what is no error's place
             # (a limit, a length) equals one only in theory.
-            prototype = kernel.types.prototype(base_name(function.name))
+            prototype = kernel.prototype(function.entry)
             if prototype is not None and kernel.types.is_pointer(prototype.ret):
                 return True
             return _ERROR_FIELD.search(words.name(case.finding.value)[0].split(">")[-1]) is None

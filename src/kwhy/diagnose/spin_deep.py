@@ -52,13 +52,13 @@ def questions(
         if segment.kind != "call" or segment.target is None:
             continue
         name = spin_words.called(code, watched, segment)
-        prototype = kernel.types.prototype(name)
+        prototype = kernel.prototype(code.resolve(segment.target))
         if prototype is None or not prototype.params or prototype.optimised:
             continue
         if kernel.types.is_void(prototype.ret) or not _tested(watched, arch, segment):
             continue
         site = segment.last.end
-        width = spin_words.result_width(kernel, watched, arch, name, site)
+        width = spin_words.result_width(kernel, watched, arch, prototype.ret, site)
         found = classify(result_values(watched, arch, site, width))
         if found is not None and found.how == "constant":
             count = len(prototype.params)

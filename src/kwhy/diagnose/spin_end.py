@@ -183,7 +183,8 @@ def _result(
         s for s in watched.function.segments.values() if s.kind == "call" and s.last.end == site
     )
     name = spin_words.called(code, watched, segment)
-    width = spin_words.result_width(kernel, watched, code.arch, name, site)
+    type = spin_words.result_type(kernel, code, segment)
+    width = spin_words.result_width(kernel, watched, code.arch, type, site)
     values = result_values(watched, code.arch, site, width)
     found = classify(values)
     if found is None:

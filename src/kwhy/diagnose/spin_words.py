@@ -10,6 +10,7 @@ from kwhy.flow.cfg import Code, Function, Segment
 from kwhy.flow.explore import Decision
 from kwhy.flow.state import Condition
 from kwhy.kernel.model import Kernel
+from kwhy.kernel.types import TypeRef
 from kwhy.verdict.spin import Branch, CalleeResult, LoopLine, SourceLines
 
 AHEAD = 4  # segments that are followed to see where a branch leads
@@ -135,9 +136,10 @@ def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set
         name = called(code, watched, segment)
         if watched.never(site):
             continue
-        values = result_values(watched, arch, site, result_width(kernel, watched, arch, name, site))
+        type = result_type(kernel, code, segment)
+        values = result_values(watched, arch, site, result_width(kernel, watched, arch, type, site))
         ret = None
-        if values and not _returns_nothing(kernel, name):
+        if values and not (type is not None and kernel.types.is_void(type)):
             ret = summary(values)
         out.append(
             CalleeResult(
@@ -156,15 +158,17 @@ def called(code: Code, watched: Watched, segment: Segment) -> str:
     return code.name(code.resolve(segment.target))
 
 
-def _returns_nothing(kernel: Kernel, name: str) -> bool:
-    prototype = kernel.types.prototype(name)
-    return prototype is not None and kernel.types.is_void(prototype.ret)
+def result_type(kernel: Kernel, code: Code, call: Segment) -> TypeRef | None:
+    """What the function returns that a call segment calls; None if that is not known."""
+    found = kernel.prototype(code.resolve(call.target)) if call.target is not None else None
+    return found.ret if found is not None else None
 
 
-def result_width(kernel: Kernel, watched: Watched, arch: Arch, name: str, site: int) -> int:
+def result_width(
+    kernel: Kernel, watched: Watched, arch: Arch, type: TypeRef | None, site: int
+) -> int:
     """Bytes of a call's result: by its C type, else by how much of it the loop looks at."""
-    prototype = kernel.types.prototype(name)
-    size = kernel.types.size(prototype.ret) if prototype is not None else None
+    size = kernel.types.size(type) if type is not None else None
     return size if size in (1, 2, 4, 8) else result_size(watched, arch, site)
 
 

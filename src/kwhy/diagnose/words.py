@@ -118,18 +118,14 @@ class Words:
                     return prototype.params[term[1]][0], None
         return f"argument {term[1] + 1}", None
 
-    def _function_of(self, frame: int) -> str:
-        entry = self.tracer.frames.get(frame)
-        return entry[1].name if entry else ""
-
     def _argument(self, term: Any) -> Named:
         _, frame, register = term
-        function = self._function_of(frame)
-        if register in self.arch.arguments:
-            prototype = self.kernel.types.prototype(function) if function else None
+        entry = self.tracer.frames.get(frame)
+        if register in self.arch.arguments and entry is not None and entry[1].entry:
+            found = self.kernel.prototype(entry[1].entry)
             index = self.arch.arguments.index(register)
-            if prototype is not None and index < len(prototype.params):
-                return prototype.params[index]
+            if found is not None and not found.optimised and index < len(found.params):
+                return found.params[index]
         return register, None
 
     def _result(self, term: Any) -> Named:
@@ -145,7 +141,7 @@ class Words:
         if callee is None:
             return "?", None
         name = self.tracer.code.name(callee)
-        prototype = self.kernel.types.prototype(name)
+        prototype = self.kernel.prototype(callee)
         return f"{name}()", prototype.ret if prototype else None
 
     def _file(self, term: Any) -> Named | None:

@@ -141,7 +141,6 @@ class Code:
         self.kernel = kernel
         self.arch = arch
         self._functions: dict[int, Function] = {}
-        self.prototypes: dict[int, object] = {}
         self._names: dict[int, str] = {}
         self._traceable: dict[int, bool] = {}
         self._written: dict[int, frozenset[str]] = {}

@@ -1,10 +1,11 @@
 """The ``Types`` interface over DWARF, by drgn: for kernels without BTF, and to check BTF."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from kwhy.kernel import layout
-from kwhy.kernel.symbols import base_name
+from kwhy.kernel.symbols import Symbol, base_name
 from kwhy.kernel.types import Member, Prototype, TypeRef
 
 _OPTIMISED = re.compile(r"\.(?:isra|constprop|part)\b")
@@ -52,6 +53,23 @@ class DwarfTypes:
                 optimised = bool(_OPTIMISED.search(function))
                 return Prototype(found.params, found.ret, found.variadic, optimised)
         return None
+
+    def prototype_at(self, function: Symbol, file: str) -> Prototype | None:
+        """Of the function of source file ``file`` that starts at ``function.address``.
+
+        ``optimised`` also where the definition found starts elsewhere, or nowhere: that of an
+        inlined function may list its parameters in another order than the source (gcc does).
+        """
+        drgn = self._drgn
+        try:
+            definition = self._program.function(base_name(function.name), file)
+            found, address = self._prototype(definition.type_), definition.address_
+        except (LookupError, SyntaxError, drgn.BadDataError):
+            return None
+        if found is None:
+            return None
+        sure = address == function.address or len(found.params) < 2
+        return replace(found, optimised=not sure or bool(_OPTIMISED.search(function.name)))
 
     def _prototype(self, type: Any) -> Prototype | None:
         if type.kind != self._drgn.TypeKind.FUNCTION:

@@ -8,7 +8,16 @@ from pathlib import Path
 from kwhy.case import diskcache
 from kwhy.case.evidence import JSON, Evidence, MissingMemory
 from kwhy.errors import FeatureError, InputError, KwhyError
-from kwhy.kernel import debuginfo, extable, lines, modulebtf, program, sourcetext, symbols
+from kwhy.kernel import (
+    debuginfo,
+    extable,
+    lines,
+    modulebtf,
+    program,
+    prototypes,
+    sourcetext,
+    symbols,
+)
 from kwhy.kernel import modules as loaded
 from kwhy.kernel.btf import Btf
 from kwhy.kernel.btftypes import BtfTypes
@@ -19,6 +28,7 @@ from kwhy.kernel.identity import Identity, identify
 from kwhy.kernel.lines import LineTables, SourceFrame
 from kwhy.kernel.source import SourceFile
 from kwhy.kernel.symbols import Symbols, Table
+from kwhy.kernel.types import Prototype
 from kwhy.kernel.typestack import TypeStack
 
 
@@ -48,6 +58,7 @@ class Kernel:
         self.notes: list[str] = [note] if isinstance(note, str) else []
         self._debug, self._source = debug, source
         self._frames: dict[int, list[SourceFrame]] = {}
+        self._prototypes: dict[int, Prototype | None] = {}
         self._texts: dict[str, str | None] = {}
         self._parsed: dict[str, SourceFile | None] = {}
         self._module_places: list[Path] = []
@@ -226,6 +237,13 @@ class Kernel:
             self._percpu_symbol,
             diskcache.Known(self.build_id, "dwarf"),
         )
+
+    def prototype(self, address: int) -> Prototype | None:
+        """Of the function that starts at an address; None also if several could be its."""
+        if address not in self._prototypes:
+            symbol = self.symbols.at(address)
+            self._prototypes[address] = prototypes.prototype(self, symbol) if symbol else None
+        return self._prototypes[address]
 
     def _percpu_symbol(self, offset: int) -> tuple[str, int] | None:
         table = self.symbols.percpu

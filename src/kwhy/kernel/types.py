@@ -16,8 +16,9 @@ class TypeRef:
 class Prototype:
     """Parameters in order and the return type.
 
-    ``optimised`` warns that the compiler changed the calling convention (.isra, .constprop, .part):
-    names and return type hold, the registers of the parameters may not.
+    ``optimised`` warns that the compiler changed the calling convention (.isra, .constprop, .part),
+    or that the order is not sure: names and return type hold, the registers of the parameters may
+    not.
     """
 
     params: tuple[tuple[str, TypeRef], ...]

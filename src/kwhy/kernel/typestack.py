@@ -12,7 +12,7 @@ from kwhy.case.diskcache import Known
 from kwhy.case.evidence import JSON, Evidence
 from kwhy.kernel.btftypes import BtfTypes
 from kwhy.kernel.dwarftypes import DwarfTypes
-from kwhy.kernel.symbols import base_name
+from kwhy.kernel.symbols import Symbol, base_name
 from kwhy.kernel.types import Member, Prototype, TypeRef
 
 SPELLED = "c"
@@ -75,6 +75,24 @@ class TypeStack:
         key = f"prototype/{base_name(function)}"
         return self._decode(self._once(key, lambda: self._dwarf_prototype(function)), optimised)
 
+    def prototype_at(self, function: Symbol, file: str, place: int | None) -> Prototype | None:
+        """Of the function of source file ``file`` that starts at ``function.address``, by DWARF.
+
+        ``place``: its address without KASLR, None where that may change from boot to boot.
+        """
+        if self.btf is None:
+            return self.dwarf.prototype_at(function, file) if self.dwarf else None
+        bare = base_name(function.name)
+
+        def compute() -> JSON:
+            return self._told(self.dwarf.prototype_at(function, file) if self.dwarf else None)
+
+        if place is None:
+            return self._decode(
+                self._evidence.answer(f"prototype/{bare}@{function.address:x}", compute)
+            )
+        return self._decode(self._once(f"prototype/{bare}@{place:x}", compute))
+
     def _once(self, key: str, compute: Callable[[], JSON]) -> JSON:
         """An answer of DWARF, kept in the case and (if there is DWARF) on the desk's disk."""
         if self._known is None or self._program is None or self._program() is None:
@@ -83,16 +101,24 @@ class TypeStack:
         return self._evidence.answer(key, lambda: known.get(key, compute))
 
     def _dwarf_prototype(self, function: str) -> JSON:
-        found = self.dwarf.prototype(function) if self.dwarf else None
+        return self._told(self.dwarf.prototype(function) if self.dwarf else None)
+
+    def _told(self, found: Prototype | None) -> JSON:
         if found is None or self.dwarf is None:
             return None
         spell = self.dwarf.name
         params: list[JSON] = [[name, spell(type)] for name, type in found.params]
-        return {"params": params, "ret": spell(found.ret), "variadic": found.variadic}
+        return {
+            "params": params,
+            "ret": spell(found.ret),
+            "variadic": found.variadic,
+            "optimised": found.optimised,
+        }
 
-    def _decode(self, data: JSON, optimised: bool) -> Prototype | None:
+    def _decode(self, data: JSON, optimised: bool = False) -> Prototype | None:
         if not isinstance(data, dict):
             return None
+        optimised = optimised or data.get("optimised") is True
         match data:
             case {"params": list(rows), "ret": str(ret), "variadic": bool(variadic)}:
                 params = []
@@ -201,7 +227,10 @@ class TypeStack:
     def is_struct(self, type: TypeRef) -> bool:
         """A struct or union, typedefs looked through."""
         maker = self._maker(type)
-        return maker.is_struct(type) if maker else False
+        if maker is not None:
+            return maker.is_struct(type)
+        text = str(type.key)
+        return text.startswith(("struct ", "union ")) and not self.is_pointer(type)
 
     def is_void(self, type: TypeRef) -> bool:
         """void."""

@@ -58,7 +58,8 @@ class Arguments:
         frame = stack.frames[number]
         if frame.symbol is None or frame.guessed or frame.interrupted:
             return ()
-        prototype = self._kernel.types.prototype(frame.symbol.name, frame.symbol.module)
+        entry = self._entry(frame.symbol)
+        prototype = self._kernel.prototype(entry) if entry is not None else None
         recovered = self._recovered(stack)
         if prototype is None or prototype.optimised or recovered is None:
             return ()
