@@ -121,6 +121,17 @@ def test_argument_of_an_indirect_call_is_not_taken_from_the_caller() -> None:
     assert stack_of(machine, {CFA - 16: 0x99}, rbx=1).argument(0, 0) is None
 
 
+@pytest.mark.parametrize(("second", "expected"), [("03", 0x99), ("4308", None)])
+def test_a_function_pointer_loaded_on_two_paths(second: str, expected: int | None) -> None:
+    """It is the same if both loaded the same place; if not, who called is not known."""
+    # test esi, esi; je over; mov rax, [rbx]; jmp; over: mov rax, [rbx] or [rbx+8]; mov rdi, rbx
+    g = f"85f6 7405 488b03 eb0{len(second) // 2 + 2} 488b{second} 4889df ffd0 c3"
+    machine = toy(f="53 31db e8 @h 5b c3", g=g, h=LEAF)
+    memory = {0x99: TOY, 0xA1: TOY + 2 * GAP}
+    found = stack_of(machine, {CFA - 16: 0x99}, memory, rbx=1).argument(0, 0)
+    assert expected == (found and found.value)
+
+
 def test_register_that_was_reused_tells_nothing() -> None:
     """The callee's copy was overwritten on one path: unknown, not the other path's value."""
     # push rbx; mov rbx, rdi; test esi, esi; je +2; xor ebx, ebx; call h

@@ -64,6 +64,9 @@ def evaluate(
     match made:
         case ("name", name):
             return value(name)
+        case ("either", *names):
+            first, *others = [value(name) for name in names]
+            return first if all(other == first for other in others) else None
         case ("const", number):
             return int(number) & _MASK
         case ("load", address, size):

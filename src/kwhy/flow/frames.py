@@ -215,10 +215,11 @@ class Recovered:
         ``entered`` tells what the function of ``places`` found in a register.
         """
         source = "a constant"
+        made = places.made.get(name.base) if places and depth < MAX_FORMULAS else None
 
         def value(inner: Name) -> int | None:
             nonlocal source
-            found = self._lasting(places, inner, entered, depth + 1)
+            found = self._lasting(places, inner, entered, depth + _cost(made))
             source = found.source if found else source
             return found.value if found else None
 
@@ -237,7 +238,6 @@ class Recovered:
             if found is None or (found.width == 4 and (name.offset, name.width) != (0, 4)):
                 return None
             return Value(found.value + name.offset & mask, found.source, name.width)
-        made = places.made.get(name.base) if places and depth < MAX_FORMULAS else None
         number = evaluate(made, value, load) if made is not None else None
         if number is None:
             return None
@@ -303,9 +303,9 @@ class Recovered:
             if found is not None and found.width >= name.width:
                 return found.value
             inner = places.made.get(name.base) if places and depth < MAX_FORMULAS else None
-            made = self._now(number, inner, depth + 1) if inner is not None else None
+            now = self._now(number, inner, depth + _cost(inner)) if inner is not None else None
             mask = _MASK if name.width == 8 else 0xFFFFFFFF
-            return None if made is None else made + name.offset & mask
+            return None if now is None else now + name.offset & mask
 
         return evaluate(made, value, self._load)
 
@@ -344,6 +344,11 @@ class Recovered:
         """What another call of frame ``number``'s function was given, earlier in its run."""
         name = call.before.get(register)
         return self.named(number, name) if name is not None else None
+
+
+def _cost(made: Expr | None) -> int:
+    """How much a formula counts of those that may be followed; meeting paths multiply."""
+    return 5 if made is not None and made[0] == "either" else 1
 
 
 def _saved(arch: Arch) -> frozenset[str]:

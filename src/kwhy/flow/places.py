@@ -56,7 +56,8 @@ class Tail:
 class Places:
     """The names in one function; ``calls`` by return address, ``tails`` the ways out by a jump.
 
-    ``made`` tells by base what was computed: an expression with ("name", Name) for registers.
+    ``made`` tells by base what was computed: an expression with ("name", Name) for registers, or
+    ("either", Name, ...) where paths meet.
     All empty where analysis gave up.
     """
 
@@ -104,7 +105,12 @@ class Places:
         todo, visits = [entry], 0
         while todo:
             start = heapq.heappop(todo)  # by address: mostly those before come first
-            state = _met(list(ways_in[start].values()), start)
+            ways = list(ways_in[start].values())
+            state = _met(ways, start)
+            for place, name in state.names.items():
+                if name.base == ("meet", start, place):
+                    either = {way.names[place] for way in ways} - {name}
+                    self.made[name.base] = ("either", *either)
             if states.get(start) == state:
                 continue
             visits += 1
