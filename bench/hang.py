@@ -1,11 +1,13 @@
 """``kwhy hang`` on a dump with thousands of tasks: ``python -m bench.hang [--tasks 10000]``.
 
 Measured beside drgn in the same run: the time from the command line to the report, drgn's bare walk
-over all stacks of the same dump, and the share of parameters of all frames that have a value. Where
-both have one, they are compared.
+over all stacks of the same dump, and the share of parameters of all frames that have a value, also
+beside gdb if that is installed. Where two have one, they are compared.
 """
 
 import argparse
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import gdb
 from kwhy import lab
 from kwhy.lab.hangs import FILE, REPORT, start
 
@@ -87,25 +90,38 @@ def _task(program: Any, address: int) -> Any:
 
 
 def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
-    """How many parameters have a value, by kwhy, by drgn, by either; how often they differ."""
+    """How many parameters have a value, by kwhy, drgn and gdb; how often they differ."""
     from kwhy.diagnose.hang.arguments import Arguments
 
     arguments = Arguments(kernel)
     count: Counter[str] = Counter()
-    for task in list(seen.stacks)[:300]:
+    chosen = [(task, stack) for task, stack in seen.stacks.items() if stack.frames][:300]
+    by_gdb = gdb.parameters(kernel, [s for _t, s in chosen]) if shutil.which("gdb") else None
+    for thread, (task, stack) in enumerate(chosen, 1):
         by_pc = {f.pc: f for f in program.stack_trace(_task(program, task)) if not f.is_inline}
-        for number, frame in enumerate(seen.stacks[task].frames):
-            for argument in arguments.frame(seen.stacks[task], number):
+        for number, frame in enumerate(stack.frames):
+            for argument in arguments.frame(stack, number):
                 theirs = _drgn_value(by_pc.get(frame.pc), argument.name)
                 ours = None if not argument.value else argument.value.replace("NULL", "0")
                 count["parameters"] += 1
                 count["kwhy"] += ours is not None
-                count["without debug symbols"] += ours is not None and not argument.now
+                count["at the call"] += ours is not None and not argument.now
                 count["drgn"] += theirs is not None
                 if ours is not None and theirs is not None and not argument.now:
-                    same = (int(ours, 0) ^ theirs) & 0xFFFFFFFF == 0
-                    count["same" if same else "different"] += 1
+                    count["drgn same" if _same(ours, theirs) else "drgn different"] += 1
+                if by_gdb is None:
+                    continue
+                told = by_gdb.get((thread, frame.pc), {}).get(argument.name)
+                count["gdb"] += told is not None
+                digits = re.match(r"-?0x[0-9a-f]+|-?\d+", told or "")
+                if ours is not None and digits and not argument.now:
+                    same = _same(ours, int(digits[0], 0))
+                    count["gdb same" if same else "gdb different"] += 1
     return dict(count)
+
+
+def _same(ours: str, theirs: int) -> bool:
+    return (int(ours, 0) ^ theirs) & 0xFFFFFFFF == 0
 
 
 def _drgn_value(frame: Any, name: str) -> int | None:
@@ -117,9 +133,9 @@ def _drgn_value(frame: Any, name: str) -> int | None:
 
 
 def show(found: dict[str, Any]) -> None:
-    """One table: ours, drgn's."""
+    """One table: ours, drgn's, gdb's."""
     table = Table(title=found["headline"])
-    for column in ("measure", "kwhy", "drgn"):
+    for column in ("measure", "kwhy", "drgn", "gdb"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     table.add_row(
         f"{found['tasks']:,} tasks: dump to report | all stacks, bare",
@@ -129,13 +145,15 @@ def show(found: dict[str, Any]) -> None:
     table.add_row(
         f"{total:,} parameters with a value",
         f"{found['kwhy'] / total:.0%}", f"{found['drgn'] / total:.0%}",
+        f"{found['gdb'] / total:.0%}" if "gdb" in found else "",
     )  # fmt: skip
     table.add_row(
-        "  from code and stack alone", f"{found['without debug symbols'] / total:.0%}", "",
+        "  as they were at the call", f"{found['at the call'] / total:.0%}",
     )  # fmt: skip
     table.add_row(
-        "values that both have: the same, different",
-        f"{found.get('same', 0):,}", f"{found.get('different', 0):,}",
+        "values that kwhy has, too: the same, different", "",
+        *(f"{found.get(f'{who} same', 0):,}, {found.get(f'{who} different', 0):,}"
+          for who in ("drgn", "gdb")),
     )  # fmt: skip
     Console().print(table)
 
