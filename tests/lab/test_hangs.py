@@ -10,6 +10,8 @@ import pytest
 from tests.lab.desk import Outcome, kwhy, own_guest, run_in
 
 from kwhy import lab
+from kwhy.case.vmcore import VmcoreEvidence
+from kwhy.kernel.model import open_kernel
 from kwhy.lab.hangs import FILE, GRACE, REPORT, SCENARIOS, Scenario, run, start, stocks
 from kwhy.lab.hangs.stocks import STOCKS, Stock
 from kwhy.report.schema import validate
@@ -187,6 +189,33 @@ def test_reader_holds_up_a_grace_period(series: str) -> None:
         names = hang(guest, [GRACE])
         live = kwhy("hang", "--lab", guest.name, "--json", *map(str, names.values()))
     assert [] == judge(Answer(live, names), [GRACE])
+
+
+@pytest.mark.slow
+def test_a_task_that_was_on_a_cpu(series: str, tmp_path: Path) -> None:
+    """Its stack begins where the dump says that the processor was; drgn says the same."""
+    import drgn
+    from drgn.helpers.linux.pid import find_task
+
+    with own_guest(series, "oncpu") as guest:
+        with lab.open_link(guest) as link:
+            command = "setsid dd if=/dev/zero of=/dev/null bs=32M 2> /dev/null & echo $!; sleep 2"
+            _status, out, _err = run_in(link, "sh", "-c", command)
+        core = tmp_path / "vmcore"
+        guest.dump(core)
+    (task,) = kwhy("hang", "--core", str(core), "--json", out.strip()).verdict["tasks"]
+    program = drgn.Program()
+    program.set_core_dump(core)
+    debug = open_kernel(VmcoreEvidence(core)).vmlinux
+    assert debug is not None
+    program.load_debug_info([debug])
+    trace = program.stack_trace(find_task(program, int(out)))
+    theirs = [frame.name for frame in trace if not frame.is_inline]
+    core.unlink()
+    assert "R" == task["state"]
+    names = [frame["function"] for frame in task["stack"]]
+    assert "vfs_read" in names
+    assert theirs == names
 
 
 #: Functions on the stacks of the scenarios, watched at their entry.

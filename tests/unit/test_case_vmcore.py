@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kwhy.case.vmcore import VmcoreEvidence
+from kwhy.case.vmcore import VmcoreEvidence, cpu_registers
 from kwhy.errors import InputError
 
 
@@ -47,3 +47,27 @@ def test_a_foreign_core_dump_is_refused(tmp_path: Path) -> None:
     path = _core(tmp_path / "process.core", loaded=4096, written=4096)
     with pytest.raises(InputError, match="VMCOREINFO"):
         VmcoreEvidence(path)
+
+
+def _note(name: bytes, kind: int, data: bytes) -> bytes:
+    padded = [piece + bytes(-len(piece) % 4) for piece in (name, data)]
+    return struct.pack("<III", len(name), len(data), kind) + b"".join(padded)
+
+
+def test_registers_of_each_cpu(tmp_path: Path) -> None:
+    """Every NT_PRSTATUS note is one CPU; other notes and what is torn are passed over."""
+    status = [bytes(112) + struct.pack("<27Q", *range(base, base + 27)) for base in (100, 200)]
+    notes = (
+        _note(b"CORE\0", 1, status[0]) + _note(b"QEMU\0", 0, bytes(440))
+        + _note(b"CORE\0", 1, status[1]) + _note(b"CORE\0", 1, bytes(50))
+    )  # fmt: skip
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    path = tmp_path / "core"
+    segment = struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(notes), 0, 4)
+    path.write_bytes(header + segment + notes + b"\x05\0\0\0torn")
+    one, two = cpu_registers(path)
+    assert (100, 104, 116, 119) == (one["r15"], one["bp"], one["ip"], one["sp"])
+    assert (216, 219) == (two["ip"], two["sp"])
+    path.write_bytes(b"KDUMP   " + bytes(100))
+    assert [] == list(cpu_registers(path))

@@ -42,11 +42,14 @@ class Detail:
         self._objects = Objects(seen.look)
         self._frames: dict[tuple[int, bool], Frame] = {}
         self._arguments = Arguments(kernel)
+        self._unwinder = Unwinder(seen.memory)
         self._told = 0
 
     def task(self, task: Seen, waits_for: int | None) -> Task:
         """``task`` as the answer shows it; one that runs has no stack to show."""
         stack = self._seen.stacks.get(task.address)
+        if stack is None and task.on_cpu:
+            stack = self._unwinder.running(task)
         call = self._seen.user.arguments(stack) if stack else None
         since = self._seen.now - task.seen
         return Task(

@@ -1,8 +1,10 @@
-"""The kernel stack of a task that does not run: its frames, from the kernel's own unwind tables."""
+"""The kernel stack of a task: its frames, from the kernel's own unwind tables."""
 
+import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -117,12 +119,40 @@ class Unwinder:
         """Unwind ``task``; an empty stack for one that runs or whose stack cannot be read."""
         if not task.asleep:
             return Stack(task)
+        words = self._words(task)
+        return _Walk(self, task, words).stack() if words else Stack(task)
+
+    def running(self, task: Task) -> Stack:
+        """Unwind a task that was on a CPU when the kernel was dumped.
+
+        Empty if the CPU's registers are not known, or it was in user space or on another stack.
+        """
+        for registers in self._registers if task.on_cpu else ():
+            if task.on_stack(registers["sp"]):
+                there = replace(task, sp=registers["sp"])
+                words = self._words(there)
+                return _Walk(self, there, words).running(registers) if words else Stack(task)
+        return Stack(task)
+
+    def _words(self, task: Task) -> tuple[int, ...]:
         try:
             raw = self._memory.read(task.sp, task.stack + STACK_SIZE - task.sp)
         except MissingMemory:
-            return Stack(task)
-        words = struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])
-        return _Walk(self, task, words).stack()
+            return ()
+        return struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])
+
+    @cached_property
+    def _registers(self) -> list[dict[str, int]]:
+        try:
+            told = json.loads(self._memory.evidence.blob("registers") or b"[]")
+        except ValueError:
+            return []
+        wanted = ("sp", "ip", "bp")
+        return [
+            row
+            for row in told
+            if isinstance(row, dict) and all(isinstance(row.get(name), int) for name in wanted)
+        ]
 
     def symbol(self, address: int) -> Symbol | None:
         """The function around a code address."""
@@ -160,8 +190,15 @@ class _Walk:
             self._guess()
         return Stack(self._task, tuple(self._frames), self._regs, self._words, tuple(saved.items()))
 
-    def _unwind(self, pc: int, sp: int, bp: int) -> None:
-        interrupted = False
+    def running(self, registers: dict[str, int]) -> Stack:
+        """From where a CPU was."""
+        try:
+            self._unwind(registers["ip"], registers["sp"], registers["bp"], interrupted=True)
+        except LookupError:
+            self._guess()
+        return Stack(self._task, tuple(self._frames), self._regs, self._words)
+
+    def _unwind(self, pc: int, sp: int, bp: int, interrupted: bool = False) -> None:
         while len(self._frames) < MAX_FRAMES:
             rule = self._u.rule(pc if interrupted else pc - 1)
             symbol = self._u.symbol(pc if interrupted else pc - 1)
