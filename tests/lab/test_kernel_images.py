@@ -132,7 +132,7 @@ def test_a_function_does_not_get_an_inlined_namesakes_prototype(
     kernel = images(series)
     (symbol,) = (s for s in kernel.symbols.named("watchdog", modules=False) if s.code)
     assert "kernel/hung_task.c" == kernel.frames(symbol.address)[-1].file
-    found = kernel.prototype(symbol.address)
+    found = kernel.prototype(symbol.address, sure=True)
     assert found is not None
     assert ["dummy"] == [name for name, _type in found.params]
     assert not found.optimised

@@ -58,7 +58,7 @@ class Kernel:
         self.notes: list[str] = [note] if isinstance(note, str) else []
         self._debug, self._source = debug, source
         self._frames: dict[int, list[SourceFrame]] = {}
-        self._prototypes: dict[int, Prototype | None] = {}
+        self._prototypes: dict[tuple[int, bool], Prototype | None] = {}
         self._texts: dict[str, str | None] = {}
         self._parsed: dict[str, SourceFile | None] = {}
         self._module_places: list[Path] = []
@@ -238,12 +238,17 @@ class Kernel:
             diskcache.Known(self.build_id, "dwarf"),
         )
 
-    def prototype(self, address: int) -> Prototype | None:
-        """Of the function that starts at an address; None also if several could be its."""
-        if address not in self._prototypes:
+    def prototype(self, address: int, sure: bool = False) -> Prototype | None:
+        """Of the function that starts at an address; None also if several could be its.
+
+        ``sure``: see :func:`kwhy.kernel.prototypes.prototype`.
+        """
+        key = (address, sure)
+        if key not in self._prototypes:
             symbol = self.symbols.at(address)
-            self._prototypes[address] = prototypes.prototype(self, symbol) if symbol else None
-        return self._prototypes[address]
+            found = prototypes.prototype(self, symbol, sure) if symbol else None
+            self._prototypes[key] = found
+        return self._prototypes[key]
 
     def _percpu_symbol(self, offset: int) -> tuple[str, int] | None:
         table = self.symbols.percpu

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from kwhy.kernel.model import Kernel
 
 
-def prototype(kernel: "Kernel", function: Symbol) -> Prototype | None:
+def prototype(kernel: "Kernel", function: Symbol, sure: bool) -> Prototype | None:
     """Of the function that starts at ``function.address``.
 
-    None also if it cannot be told which of several prototypes it has.
+    None also if it cannot be told which of several prototypes it has. If no other symbol has its
+    name, BTF is believed, unless it has to be ``sure``: of ten thousand functions about one has
+    there the prototype of another that was inlined or replaced, and asking DWARF takes 10 ms.
     """
     types, module = kernel.types, function.module
     named = _by_btf(types.btf, function) if types.btf is not None else None
-    if named is not None and module and not _several(kernel, function):
-        return named  # debug symbols of modules may have to be loaded first
+    if named is not None and (module or not sure) and not _several(kernel, function):
+        return named
     file = _file(kernel, function)
     place = None if module else kernel.symbols.vmlinux.relative(function.address)
     told = types.prototype_at(function, file, place) if file else None
@@ -57,6 +59,8 @@ def _several(kernel: "Kernel", function: Symbol) -> bool:
         return True
     bare = base_name(function.name)
     found = [table.symbol(index) for index in table.variants(bare)]
+    if len(found) < 2:
+        return False
     files = {_file(kernel, symbol) for symbol in found}
     if None not in files:
         return len(files) > 1

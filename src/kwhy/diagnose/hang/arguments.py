@@ -59,7 +59,7 @@ class Arguments:
         if frame.symbol is None or frame.guessed or frame.interrupted:
             return ()
         entry = self._entry(frame.symbol)
-        prototype = self._kernel.prototype(entry) if entry is not None else None
+        prototype = self._kernel.prototype(entry, sure=True) if entry is not None else None
         recovered = self._recovered(stack)
         if prototype is None or prototype.optimised or recovered is None:
             return ()
