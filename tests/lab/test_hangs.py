@@ -192,30 +192,32 @@ def test_reader_holds_up_a_grace_period(series: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_was_on_a_cpu(series: str, tmp_path: Path) -> None:
-    """Its stack begins where the dump says that the processor was; drgn says the same."""
+def test_tasks_that_ran_when_the_kernel_was_dumped(series: str, tmp_path: Path) -> None:
+    """The one on the CPU has a stack that begins there; the other one waits; drgn says the same."""
     import drgn
     from drgn.helpers.linux.pid import find_task
 
     with own_guest(series, "oncpu") as guest:
         with lab.open_link(guest) as link:
-            command = "setsid dd if=/dev/zero of=/dev/null bs=32M 2> /dev/null & echo $!; sleep 2"
-            _status, out, _err = run_in(link, "sh", "-c", command)
+            copy = "setsid dd if=/dev/zero of=/dev/null bs=32M 2> /dev/null & echo $!;"
+            _status, out, _err = run_in(link, "sh", "-c", f"{copy} {copy} sleep 3")
         core = tmp_path / "vmcore"
         guest.dump(core)
-    (task,) = kwhy("hang", "--core", str(core), "--json", out.strip()).verdict["tasks"]
+    tasks = kwhy("hang", "--core", str(core), "--json", *out.split()).verdict["tasks"]
     program = drgn.Program()
     program.set_core_dump(core)
     debug = open_kernel(VmcoreEvidence(core)).vmlinux
     assert debug is not None
     program.load_debug_info([debug])
-    trace = program.stack_trace(find_task(program, int(out)))
-    theirs = [frame.name for frame in trace if not frame.is_inline]
+    assert 2 == len(tasks)
+    for task in tasks:
+        trace = program.stack_trace(find_task(program, task["tid"]))
+        theirs = [frame.name for frame in trace if not frame.is_inline]
+        names = [frame["function"] for frame in task["stack"]]
+        assert "R" == task["state"]
+        assert "vfs_read" in names
+        assert theirs == names
     core.unlink()
-    assert "R" == task["state"]
-    names = [frame["function"] for frame in task["stack"]]
-    assert "vfs_read" in names
-    assert theirs == names
 
 
 #: Functions on the stacks of the scenarios, watched at their entry.

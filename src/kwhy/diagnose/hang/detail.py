@@ -48,8 +48,8 @@ class Detail:
     def task(self, task: Seen, waits_for: int | None) -> Task:
         """``task`` as the answer shows it; one that runs has no stack to show."""
         stack = self._seen.stacks.get(task.address)
-        if stack is None and task.on_cpu:
-            stack = self._unwinder.running(task)
+        if stack is None:
+            stack = self._unwinder.halted(task)
         call = self._seen.user.arguments(stack) if stack else None
         since = self._seen.now - task.seen
         return Task(

@@ -122,11 +122,14 @@ class Unwinder:
         words = self._words(task)
         return _Walk(self, task, words).stack() if words else Stack(task)
 
-    def running(self, task: Task) -> Stack:
-        """Unwind a task that was on a CPU when the kernel was dumped.
+    def halted(self, task: Task) -> Stack:
+        """Unwind a task that ran, or was ready to, when the kernel was dumped.
 
-        Empty if the CPU's registers are not known, or it was in user space or on another stack.
+        Empty if the CPUs' registers are not known, or it was in user space or on another stack.
         """
+        if self._registers and task.state == "R" and not task.on_cpu:
+            words = self._words(task)
+            return _Walk(self, task, words).stack() if words else Stack(task)
         for registers in self._registers if task.on_cpu else ():
             if task.on_stack(registers["sp"]):
                 there = replace(task, sp=registers["sp"])
