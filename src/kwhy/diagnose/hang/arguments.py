@@ -66,7 +66,7 @@ class Arguments:
         types = self._kernel.types
         found = []
         for index, (name, type) in enumerate(prototype.params[:6]):
-            if types.is_struct(type):  # takes more registers than one, or none
+            if types.is_struct(type) or (types.size(type) or 8) > 8:  # not one register
                 break
             value = recovered.argument(number, index)
             if value is not None:
