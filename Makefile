@@ -53,9 +53,10 @@ unit: venv ## the unit tests alone (seconds)
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: venv ## the measurements beside trace-cmd, strace and drgn
+bench: venv ## the measurements beside trace-cmd, strace, drgn and gdb
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.hang
+	$(BIN)/python -m bench.arguments
 
 .PHONY: lock
 lock: venv ## remake requirements.lock from pyproject.toml

@@ -55,12 +55,12 @@ def measure(core: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "kwhy", "hang", "--core", str(core)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - begin
-    program, kernel, seen = _opened(core)
+    program, kernel, seen = opened(core)
     begin = time.monotonic()
     tasks = frames = 0
     for task in seen.stacks:
         tasks += 1
-        frames += len(program.stack_trace(_task(program, task)))
+        frames += len(program.stack_trace(task_object(program, task)))
     walk = time.monotonic() - begin
     return {
         "headline": " ".join(done.stdout.split("\n\n")[0].split()),
@@ -68,11 +68,12 @@ def measure(core: Path) -> dict[str, Any]:
         "drgn_walk_seconds": walk,
         "tasks": tasks,
         "frames": frames,
-        **_parameters(program, kernel, seen),
+        **parameters(program, kernel, seen),
     }
 
 
-def _opened(core: Path) -> tuple[Any, Any, Any]:
+def opened(core: Path) -> tuple[Any, Any, Any]:
+    """A dump as drgn's program, as kwhy's kernel, and one look at its tasks."""
     from kwhy.case.vmcore import VmcoreEvidence
     from kwhy.diagnose.hang.memory import Memory
     from kwhy.diagnose.hang.survey import survey
@@ -83,13 +84,14 @@ def _opened(core: Path) -> tuple[Any, Any, Any]:
     return open_program(kernel), kernel, survey(Memory(kernel))
 
 
-def _task(program: Any, address: int) -> Any:
+def task_object(program: Any, address: int) -> Any:
+    """A task for drgn."""
     import drgn
 
     return drgn.Object(program, "struct task_struct *", address)
 
 
-def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
+def parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
     """How many parameters have a value, by kwhy, drgn and gdb; how often they differ."""
     from kwhy.diagnose.hang.arguments import Arguments
 
@@ -98,38 +100,59 @@ def _parameters(program: Any, kernel: Any, seen: Any) -> dict[str, int]:
     chosen = [(task, stack) for task, stack in seen.stacks.items() if stack.frames][:300]
     by_gdb = gdb.parameters(kernel, [s for _t, s in chosen]) if shutil.which("gdb") else None
     for thread, (task, stack) in enumerate(chosen, 1):
-        by_pc = {f.pc: f for f in program.stack_trace(_task(program, task)) if not f.is_inline}
+        trace = program.stack_trace(task_object(program, task))
+        by_pc = {frame.pc: frame for frame in trace if not frame.is_inline}
         for number, frame in enumerate(stack.frames):
             for argument in arguments.frame(stack, number):
-                theirs = _drgn_value(by_pc.get(frame.pc), argument.name)
+                theirs = drgn_value(by_pc.get(frame.pc), argument.name)
                 ours = None if not argument.value else argument.value.replace("NULL", "0")
                 count["parameters"] += 1
                 count["kwhy"] += ours is not None
                 count["at the call"] += ours is not None and not argument.now
                 count["drgn"] += theirs is not None
                 if ours is not None and theirs is not None and not argument.now:
-                    count["drgn same" if _same(ours, theirs) else "drgn different"] += 1
+                    count["drgn same" if same_number(ours, theirs) else "drgn different"] += 1
                 if by_gdb is None:
                     continue
                 told = by_gdb.get((thread, frame.pc), {}).get(argument.name)
                 count["gdb"] += told is not None
                 digits = re.match(r"-?0x[0-9a-f]+|-?\d+", told or "")
                 if ours is not None and digits and not argument.now:
-                    same = _same(ours, int(digits[0], 0))
+                    same = same_number(ours, int(digits[0], 0))
                     count["gdb same" if same else "gdb different"] += 1
     return dict(count)
 
 
-def _same(ours: str, theirs: int) -> bool:
+def same_number(ours: str, theirs: int) -> bool:
+    """Whether a value that kwhy shows is that number, of whatever size."""
     return (int(ours, 0) ^ theirs) & 0xFFFFFFFF == 0
 
 
-def _drgn_value(frame: Any, name: str) -> int | None:
+def drgn_value(frame: Any, name: str) -> int | None:
+    """A parameter by drgn alone; None if it does not know it."""
     try:
         value = frame[name]
         return None if value.absent_ else int(value.value_())
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def parameter_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of a table with columns for kwhy, drgn and gdb."""
+    total = found["parameters"]
+    return [
+        (
+            f"{total:,} parameters with a value",
+            f"{found['kwhy'] / total:.0%}", f"{found['drgn'] / total:.0%}",
+            f"{found['gdb'] / total:.0%}" if "gdb" in found else "",
+        ),
+        ("  as they were at the call", f"{found['at the call'] / total:.0%}"),
+        (
+            "values that kwhy has, too: the same, different", "",
+            *(f"{found.get(f'{who} same', 0):,}, {found.get(f'{who} different', 0):,}"
+              for who in ("drgn", "gdb")),
+        ),
+    ]  # fmt: skip
 
 
 def show(found: dict[str, Any]) -> None:
@@ -141,20 +164,8 @@ def show(found: dict[str, Any]) -> None:
         f"{found['tasks']:,} tasks: dump to report | all stacks, bare",
         f"{found['seconds']:.1f} s", f"{found['drgn_walk_seconds']:.1f} s",
     )  # fmt: skip
-    total = found["parameters"]
-    table.add_row(
-        f"{total:,} parameters with a value",
-        f"{found['kwhy'] / total:.0%}", f"{found['drgn'] / total:.0%}",
-        f"{found['gdb'] / total:.0%}" if "gdb" in found else "",
-    )  # fmt: skip
-    table.add_row(
-        "  as they were at the call", f"{found['at the call'] / total:.0%}",
-    )  # fmt: skip
-    table.add_row(
-        "values that kwhy has, too: the same, different", "",
-        *(f"{found.get(f'{who} same', 0):,}, {found.get(f'{who} different', 0):,}"
-          for who in ("drgn", "gdb")),
-    )  # fmt: skip
+    for row in parameter_rows(found):
+        table.add_row(*row)
     Console().print(table)
 
 
