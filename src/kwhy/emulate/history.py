@@ -49,6 +49,7 @@ class _Words:
     """What :class:`kwhy.diagnose.words.Words` asks of a function."""
 
     name: str
+    entry: int
     segments: dict[int, Any] = field(default_factory=dict)
 
 
@@ -102,7 +103,7 @@ class History:
         self._depth = 0
         self._cut_short = False
         self.frames: dict[int, tuple[Any, _Words, list[Called]]] = {
-            f.number: (None, _Words(f.name), f.calls) for f in self.all_frames
+            f.number: (None, _Words(f.name, f.entry), f.calls) for f in self.all_frames
         }
         """Frames as the namer of terms wants them."""
 
