@@ -144,3 +144,13 @@ def test_a_case_answers_the_same_without_debug_info_and_target(
     answers = ask(kernel)
     evidence.save(tmp_path / "x.kwhy")
     assert answers == ask(open_kernel(CaseFile(tmp_path / "x.kwhy"), "none", "none"))
+
+
+def test_trace_sites_are_those_that_the_tracer_lists(links: Links, series: str) -> None:
+    """By number, and by address where the kernel tells that (since 6.5)."""
+    evidence, kernel = live(links, series, "none")
+    names = (evidence.blob("available_filter_functions") or b"").splitlines()
+    lines = (evidence.blob("available_filter_functions_addrs") or b"").splitlines()
+    assert kernel.trace_sites is not None
+    assert len(names) == len(kernel.trace_sites)
+    assert not lines or {int(line.split()[0], 16) for line in lines} == kernel.trace_sites

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kwhy import arch as architectures
 from kwhy.diagnose import analysis
@@ -56,6 +56,7 @@ class Machine:
     and the functions that return a truth value. There are no lines.
     """
 
+    trace_sites: ClassVar[frozenset[int] | None] = None
     memory: dict[int, bytes]
     named: list[Named]
     faults: list[Fixup] = field(default_factory=list)

@@ -195,6 +195,7 @@ def test_inverse_conditions_are_inverse() -> None:
         ("cc1f440000", 0),
         ("4157415641 554154", None),
         ("41574156 e812345678", None),
+        ("f30f1efa e912345678", None),
         ("0f1f", None),
     ],
 )

@@ -35,6 +35,7 @@ class Arch:
     syscall_dispatch: str
     decode: Callable[[bytes, int], list[Insn]]
     trace_site: Callable[[bytes], int | None]
+    is_tracer: Callable[[str], bool]
     condition_holds: Callable[[str, int], bool | None]
     is_return_thunk: Callable[[str], bool]
     indirect_thunk: Callable[[str], str | None]

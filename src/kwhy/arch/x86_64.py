@@ -4,6 +4,7 @@ Sources: System V AMD64 ABI; Intel SDM volume 2; arch/x86/include/asm/ptrace.h f
 """
 
 import functools
+import re
 
 import capstone
 from capstone import x86_const as x86
@@ -61,7 +62,9 @@ def trace_site(code: bytes) -> int | None:
 
     ``-mfentry -mrecord-mcount`` leaves a five-byte nop at the start, or behind ``endbr64`` (or the
     four-byte nop that replaces it where no indirect call can come, commit ccace936eec7). While
-    something traces it is a call, and a breakpoint or jump with a probe on it.
+    something traces it is a call, and a breakpoint while it is changed. A call may also be the
+    function's own (see :func:`is_tracer`); a jump always is: probes there go through the tracer
+    (CONFIG_KPROBES_ON_FTRACE) and are never made jumps.
     """
     for at in (0, 4):
         site = code[at : at + 5]
@@ -69,7 +72,7 @@ def trace_site(code: bytes) -> int | None:
             return None
         if site in _NOPS:
             return at
-        if at == 4 and site[:1] in (b"\xe8", b"\xe9", b"\xcc"):
+        if at == 4 and site[:1] in (b"\xe8", b"\xcc"):
             return at if code[:4] in _LANDING else None
         if at == 0 and site[:1] in (b"\xe8", b"\xcc"):
             return 0
@@ -80,6 +83,15 @@ def trace_site(code: bytes) -> int | None:
 # by processor: P6_NOP5, K8_NOP5 and GENERIC_NOP5.
 _NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\x3e\x8d\x74\x26\x00")
 _LANDING = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00", b"\x0f\x1f\x40\xd6", b"\x0f\x1f\x40\x00")
+
+
+def is_tracer(name: str) -> bool:
+    """Whether a call at the patch site goes to the function tracer (arch/x86/kernel/ftrace_64.S,
+    its trampolines), or to a program that is attached to the function in its place."""
+    return _TRACER.match(name) is not None
+
+
+_TRACER = re.compile(r"__fentry__$|ftrace_(regs_)?caller|ftrace_trampoline|bpf_trampoline_")
 
 
 def is_return_thunk(name: str) -> bool:
@@ -483,6 +495,7 @@ ARCH = Arch(
     syscall_dispatch="do_syscall_64",
     decode=decode,
     trace_site=trace_site,
+    is_tracer=is_tracer,
     condition_holds=condition_holds,
     is_return_thunk=is_return_thunk,
     indirect_thunk=indirect_thunk,

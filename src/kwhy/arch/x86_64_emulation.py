@@ -9,6 +9,8 @@ import capstone
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 from unicorn import x86_const as x86
 
+from kwhy.arch.x86_64 import is_tracer
+
 REGISTERS: dict[str, int] = {
     "rax": x86.UC_X86_REG_RAX, "rbx": x86.UC_X86_REG_RBX, "rcx": x86.UC_X86_REG_RCX,
     "rdx": x86.UC_X86_REG_RDX, "rsi": x86.UC_X86_REG_RSI, "rdi": x86.UC_X86_REG_RDI,
@@ -60,7 +62,6 @@ PT_REGS_SIZE = 168
 PT_REGS_FLAGS, PT_REGS_RESULT = 144, 80
 
 _NOP5 = b"\x0f\x1f\x44\x00\x00"
-_TRACE_TARGETS = ("ftrace_", "__fentry__")
 _PAGE_FAULT = 14
 _EFAULT = 14
 _MASK = (1 << 64) - 1
@@ -86,7 +87,7 @@ def tracer_call(code: bytes, address: int, name: Callable[[int], str | None]) ->
         return None
     target = (address + 5 + int.from_bytes(code[1:5], "little", signed=True)) & _MASK
     symbol = name(target)
-    if symbol is None or symbol.startswith(_TRACE_TARGETS):
+    if symbol is None or is_tracer(symbol):
         return _NOP5
     return None
 

@@ -87,7 +87,7 @@ class LiveEvidence(Remembering):
 
         It is one request: what the pages say of each other is hardly ever torn.
         """
-        old = [page for page in self.pages if not keep(page)]
+        old = [page for page in tuple(self.pages) if not keep(page)]  # keep may read
         for page in old:
             del self.pages[page]
         self._missing.clear()

@@ -272,7 +272,7 @@ def _seen(code: Code, step: Step, depth: int = 0) -> Iterator[_Seen]:
     if code.traceable(step.function) or not depth:
         yield _Seen(depth, step.function, step.frame)
         depth += 1
-    if name not in SKIPS and name not in _CHANCE:
+    if name not in SKIPS | _CHANCE:
         for child in step.children:
             yield from _seen(code, child, depth)
 
@@ -284,6 +284,6 @@ def _traced(code: Code, call: Call, depth: int = 0) -> Iterator[_Seen]:
     if call.kind == "traced" or not depth:
         yield _Seen(depth, call.function)
         depth += 1
-    if name not in SKIPS and name not in _CHANCE:
+    if name not in SKIPS | _CHANCE:
         for child in call.children:
             yield from _traced(code, child, depth)

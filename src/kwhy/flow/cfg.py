@@ -68,6 +68,8 @@ class Kernel(Protocol):
 
     @property
     def symbols(self) -> Symbols: ...
+    @property
+    def trace_sites(self) -> frozenset[int] | None: ...
     def code(self, address: int, size: int) -> bytes: ...
     def prefetch(self, ranges: list[tuple[int, int]]) -> None: ...
     def exception_table(self, start: int, end: int) -> Sequence[Extable]: ...
@@ -177,7 +179,10 @@ class Code:
                     address + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
                 )
                 symbol = self.kernel.symbols.at(goal & ((1 << 64) - 1))
-                result = symbol is None or "ftrace" in symbol.name or "fentry" in symbol.name
+                result = symbol is None or self.arch.is_tracer(symbol.name)
+            sites = self.kernel.trace_sites if result else None
+            if at is not None and sites is not None:
+                result = address + at in sites
             self._traceable[address] = result
         return self._traceable[address]
 

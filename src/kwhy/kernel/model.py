@@ -28,6 +28,7 @@ from kwhy.kernel.identity import Identity, identify
 from kwhy.kernel.lines import LineTables, SourceFrame
 from kwhy.kernel.source import SourceFile
 from kwhy.kernel.symbols import Symbols, Table
+from kwhy.kernel.tracesites import read_trace_sites
 from kwhy.kernel.types import Prototype
 from kwhy.kernel.typestack import TypeStack
 
@@ -212,6 +213,17 @@ class Kernel:
             if note not in self.notes:
                 self.notes.append(note)
             return data
+
+    @cached_property
+    def trace_sites(self) -> frozenset[int] | None:
+        """Where the function tracer patches; None when memory or type information cannot tell."""
+        head = self.symbols.address("ftrace_pages_start")
+        if head is None:
+            return None
+        try:
+            return read_trace_sites(self.evidence, self.types, head)
+        except (MissingMemory, LookupError):
+            return None
 
     @property
     def _slide(self) -> int:

@@ -30,6 +30,8 @@ KERNEL_TEXT = 0xFFFFFFFF80000000
 class Asked:
     """A kernel that keeps what was asked of it."""
 
+    trace_sites: frozenset[int] | None = None
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.symbols = self
