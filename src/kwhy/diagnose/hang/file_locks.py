@@ -63,8 +63,15 @@ def _holder(look: Look, base: Claim, lock: int) -> Claim:
         owners = look.tasks.sharing_files(m.value(core, lock, f"{prefix}owner"))
         return replace(base, owners=owners, sure="observed" if owners else "unknown")
     taker = look.tasks.by_tid.get(m.value(core, lock, f"{prefix}pid"))
-    if kind != "ofd-lock" and taker is not None and taker.address in look.ends.file(file).tasks:
-        return replace(base, owners=(taker.address,), sure="observed")
+    users = look.ends.file(file).tasks
+    if kind != "ofd-lock" and taker is not None and taker.address in users:
+        base = replace(base, owners=(taker.address,), sure="observed")
+        others = len(look.processes(users)) - 1
+        if others:
+            who = "another process" if others == 1 else f"{others} other processes"
+            note = f"{who} inherited the locked file, and could unlock it as well"
+            return replace(base, sure="deduced", note=note)
+        return base
     return _opened(look, base, file)
 
 
