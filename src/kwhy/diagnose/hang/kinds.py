@@ -118,7 +118,10 @@ class Recognisers:
             ("percpu_rwsem_wait __percpu_down_read.* percpu_down_read.*", locks.percpu_read),
             ("percpu_down_write", locks.percpu_write),
             ("futex_wait_queue futex_wait_queue_me futex_do_wait", others.futex),
-            ("__futex_wait futex_wait futex_lock_pi.*", others.futex),
+            (
+                "__futex_wait futex_wait futex_lock_pi.* futex_wait_requeue_pi.* do_futex",
+                others.futex,
+            ),
             *((names, partial(prove, look)) for names, prove in _PROVERS),
         )
         self._proven = [(_pattern(names), way) for names, way in proven]

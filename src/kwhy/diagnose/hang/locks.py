@@ -15,6 +15,7 @@ ON_LIST = "on wait_list"
 _OWNER_FLAGS = 7  # low bits of mutex.owner and rwsem.owner
 _READER_OWNED = 1  # RWSEM_READER_OWNED
 _WRITER_LOCKED, _READER_SHIFT = 1, 8  # kernel/locking/rwsem.c
+_FUTEXES = ("futex_lock_pi", "futex_wait_requeue_pi", "do_futex")
 _WAITING_FOR_WRITE = 0  # enum rwsem_waiter_type
 
 
@@ -118,22 +119,29 @@ class Locks:
     # -- the others --------------------------------------------------------------------------------
 
     def rt_mutex(self, stack: Stack, frame: Frame) -> Claim | None:
-        """``struct rt_mutex``: the task itself says what it is blocked on."""
+        """``struct rt_mutex``; one that a futex made is told as that futex."""
+        if any(name.startswith(_FUTEXES) for name in stack.names):
+            return None
+        claim = Claim(
+            stack.task.address, "rt_mutex", 0, "task->pi_blocked_on", frame.name, frame.cfa
+        )
+        found = self.inherited(claim)
+        return None if found is None else replace(found[1], address=found[0])
+
+    def inherited(self, claim: Claim) -> tuple[int, Claim] | None:
+        """(the rt_mutex that a task says itself it is blocked on, ``claim`` with its owner)."""
         m = self._m
-        waiter = m.value("struct task_struct", stack.task.address, "pi_blocked_on")
-        if not waiter or m.value("struct rt_mutex_waiter", waiter, "task") != stack.task.address:
+        waiter = m.value("struct task_struct", claim.task, "pi_blocked_on")
+        if not waiter or m.value("struct rt_mutex_waiter", waiter, "task") != claim.task:
             return None
         lock = m.value("struct rt_mutex_waiter", waiter, "lock")
         kind = "struct rt_mutex_base" if m.type("struct rt_mutex_base") else "struct rt_mutex"
         owner = m.value(kind, lock, "owner") & ~1 & MASK
-        claim = Claim(
-            stack.task.address, "rt_mutex", lock, "task->pi_blocked_on", frame.name, frame.cfa
-        )
         # rt_mutex_enqueue_pi(): whoever owns one that is waited for has the first waiter.
         path = "pi_waiters.rb_root.rb_node"
         if owner in self._tasks.by_address and not m.value("struct task_struct", owner, path):
-            return self._gone(claim, owner)
-        return self._owned(claim, owner, "the rt_mutex is free; it is being handed over")
+            return lock, self._gone(claim, owner)
+        return lock, self._owned(claim, owner, "the rt_mutex is free; it is being handed over")
 
     def completion(self, stack: Stack, frame: Frame) -> Claim | None:
         """``struct completion``: whoever completes it is not recorded."""

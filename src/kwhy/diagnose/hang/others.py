@@ -10,7 +10,6 @@ from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Task, Tasks
 from kwhy.diagnose.hang.user import UserMemory
 
-_TID_MASK = 0x3FFFFFFF  # FUTEX_TID_MASK, include/uapi/linux/futex.h
 _PI_COMMANDS = frozenset({6, 8, 11, 13})  # LOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, LOCK_PI2
 _FUTEX_COMMAND = 0x7F
 _CONTENDED, _GLIBC_KINDS = 2, 0x1FF  # glibc: lowlevellock.h, pthread_mutex_t.__kind
@@ -24,7 +23,7 @@ class Others:
         self._children: dict[int, int] | None = None
 
     def futex(self, stack: Stack, frame: Frame) -> Claim | None:
-        """A futex: its word names the owner for PI; for others glibc's mutex may."""
+        """A futex: for PI the kernel has its owner; for others glibc's mutex may tell."""
         arguments = self._user.arguments(stack)
         if arguments is None or arguments[0] != "futex":
             return self._plain(stack, frame, "futex", "sleeping in futex_wait")
@@ -35,15 +34,13 @@ class Others:
             stack.task.address, "futex", address, proof, frame.name, frame.cfa, extra=key,
             timed=bool(arguments[1][3]),
         )  # fmt: skip
+        if command in _PI_COMMANDS:
+            found = self._locks.inherited(replace(claim, proof="task->pi_blocked_on"))
+            note = "it waits for a condition; who will signal that is not recorded"
+            return found[1] if found is not None else replace(claim, note=note)
         words = self._user.words(stack.task, address, 20)
         if words is None:
             return replace(claim, note="the futex word cannot be read")
-        value = words[0]
-        if command in _PI_COMMANDS:
-            owner = self._tasks.by_tid.get(value & _TID_MASK)
-            if owner is None:
-                return replace(claim, note=f"its word {value:#x} names no task")
-            return replace(claim, owners=(owner.address,), sure="observed")
         return self._glibc(claim, stack.task, words)
 
     def _glibc(self, claim: Claim, task: Task, words: tuple[int, ...]) -> Claim:

@@ -180,6 +180,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         cycles=(frozenset({"futA", "futB"}),),
     ),
     Scenario(
+        "futex with priority inheritance",
+        ("piA:pi=0,meet=0,mutex=15", "piB:mutex=15,meet=0,pi=0", "piC:after=piB,pi=0"),
+        (
+            Edge("piA", "mutex", ("piB",)),
+            Edge("piB", "futex", ("piA",)),
+            Edge("piC", "futex", ("piA",)),
+        ),
+        cycles=(frozenset({"piA", "piB"}),),
+    ),
+    Scenario(
         "flock",
         ("flA:flock=/tmp/a,meet=0,flock=/tmp/b", "flB:flock=/tmp/b,meet=0,flock=/tmp/a"),
         (Edge("flA", "flock", ("flB",), "/tmp/b"), Edge("flB", "flock", ("flA",), "/tmp/a")),

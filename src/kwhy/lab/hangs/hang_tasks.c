@@ -8,6 +8,7 @@
  *   rm=PATH         removes a file
  *   flock=PATH      flock(LOCK_EX); share=PATH flock(LOCK_SH); posix=PATH fcntl on the whole file
  *   futex=N         pthread_mutex_lock on a mutex that all share
+ *   pi=N            FUTEX_LOCK_PI on word N of those that all share
  *   pipe=N          reads from pipe N, which all processes hold open; fill=N fills and writes on
  *   vfork=0         vforks a child that sleeps
  *   crowd=N         becomes N processes more, which all go on with the next step
@@ -25,6 +26,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -34,16 +36,18 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define TASKS 64
+#define TASKS 128
 #define LOCKS 16
 #define PATIENCE 6000 /* looks, 10 ms each */
 #define RUNS 10 /* ticks in the kernel that prove that a task is where it stays */
 
 struct shared {
 	pthread_mutex_t mutexes[LOCKS];
+	unsigned int words[LOCKS];
 	atomic_int pid[TASKS], last[TASKS], came;
 };
 
@@ -271,7 +275,10 @@ static void step(const char *kind, const char *value)
 		lock_all(opened(value));
 	else if (!strcmp(kind, "futex"))
 		pthread_mutex_lock(&shared->mutexes[number % LOCKS]);
-	else if (!strcmp(kind, "pipe"))
+	else if (!strcmp(kind, "pi")) {
+		if (syscall(SYS_futex, &shared->words[number % LOCKS], FUTEX_LOCK_PI, 0, NULL))
+			fail("futex");
+	} else if (!strcmp(kind, "pipe"))
 		(void)!read(pipes[number % LOCKS][0], &byte, 1);
 	else if (!strcmp(kind, "fill"))
 		fill(pipes[number % LOCKS][1]);
