@@ -8,6 +8,7 @@ from typing import Literal
 from kwhy.arch import Arch
 from kwhy.diagnose.spin_frames import Place
 from kwhy.diagnose.spin_watch import Seen, Watcher
+from kwhy.emulate.limits import SLEEPS, STOPS
 from kwhy.flow.cfg import Code, Function, Segment
 from kwhy.flow.loops import Loop, Result, Sources, loops, segment_at, sources
 from kwhy.record.samples import Sample
@@ -32,13 +33,17 @@ class Values:
 
 @dataclass(slots=True)
 class Watched:
-    """A loop of a function and what was counted of it; hits by address of an instruction."""
+    """A loop of a function and what was counted of it; hits by address of an instruction.
+
+    ``sleeps``: the starts of its segments that call what gives the processor away until woken.
+    """
 
     function: Function
     loop: Loop
     place: Place
     inside: int
     hits: dict[int, Seen] = field(default_factory=dict)
+    sleeps: frozenset[int] = frozenset()
 
     def count(self, address: int) -> int | None:
         """Hits of a breakpoint at an address, None where there was none."""
@@ -72,11 +77,12 @@ class Watched:
         return [found[start] for start in sorted(found)]
 
     def ways_out(self) -> list[tuple[int, int]]:
-        """The edges that lead from where it goes round to the outside, or to code that it never
-        reached and that leads there."""
+        """The edges that lead from where it goes round to the outside or to sleep, or to code that
+        it never reached and that leads there."""
         alive = {segment.start for segment in self.alive()}
         onward = {at: self.function.segments[at].successors() for at in self.loop.body}
         escaping = {to for at in onward for to in onward[at] if to not in self.loop.body}
+        escaping |= self.sleeps - alive
         while more := {
             at for at in self.loop.body - alive - escaping if escaping & set(onward[at])
         }:
@@ -127,7 +133,7 @@ def watch(
     for loop, inside in candidates(function, place)[:4]:
         if best is not None and inside < best.inside:
             break
-        watched = Watched(function, loop, place, inside)
+        watched = Watched(function, loop, place, inside, sleeps=_sleeps(code, function, loop))
         ways = [to for _, to in loop.exits]
         first = [loop.head, *([place.back] if place.back is not None else []), *ways]
         watched.hits = watcher.breakpoints(list(dict.fromkeys(first))[:MAX_WATCHED], seconds)
@@ -139,6 +145,15 @@ def watch(
         more = more[: max(0, MAX_WATCHED - len(best.hits))]
         best.hits.update(watcher.breakpoints(more, seconds))
     return best
+
+
+def _sleeps(code: Code, function: Function, loop: Loop) -> frozenset[int]:
+    calls = {start: function.segments[start].target for start in loop.body}
+    return frozenset(
+        start
+        for start, target in calls.items()
+        if target is not None and STOPS.get(code.name(code.resolve(target))) == SLEEPS
+    )
 
 
 def _turns(watched: Watched) -> list[int]:

@@ -87,6 +87,8 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             continue
         site = locate(kernel, segment.last.address)
         out_of = leaving.get(segment.start)
+        if any(each.kind == "trap" for each in _way(watched.function, out_of)):
+            continue  # a BUG(): nobody waits for that
         never = never_taken(watched, segment)
         always = wanted = None
         if never is not None:
