@@ -25,7 +25,7 @@ def ended(found: dict[str, Any] | None) -> Ending:
     (loop,) = loops(function)
     watched = Watched(function, loop, Place(TOY, "wait", (TOY,), None, ()), 1)
     rounds = [
-        Sample(TOY, n, 0, False, (), {"rax": 2 * n, "rcx": 1, "rdx": 2, "rip": TOY})
+        Sample(TOY, n, 0, False, (), {"rax": 2 * n, "rbx": n % 20, "rcx": 1, "rdx": 2, "rip": TOY})
         for n in range(40)
     ]
     watched.hits = {TOY: Seen(rounds, 40, 0, None), TOY + 9: Seen([], 0, 0, None)}
@@ -49,6 +49,8 @@ def own(**more: Any) -> dict[str, Any]:
         own(),
         own(memory={"4096": [8, [5] * 40]}),
         own(memory={"4096": [8, [1, 2, 3, 4] * 10]}),
+        own(memory={"4096": [8, [*range(20)] * 2]}),
+        own(registers=["rbx"]),
     ],
 )
 def test_what_stays_or_comes_around_ends_nothing(found: dict[str, Any] | None) -> None:

@@ -11,6 +11,7 @@ from kwhy.diagnose.spin_loop import (
     Watched,
     classify,
     decisive,
+    recurs,
     result_values,
 )
 from kwhy.diagnose.spin_watch import Watcher
@@ -87,14 +88,15 @@ def _own_doing(
     if found is None:
         return False
     moving = []
-    for address, (_, values) in sorted(found["memory"].items(), key=lambda item: int(item[0])):
-        values = classify(values)
-        if values is not None and values.how in ("counter", "varying"):
+    for address, (_, numbers) in sorted(found["memory"].items(), key=lambda item: int(item[0])):
+        values = classify(numbers)
+        if not recurs(numbers) and values is not None and values.how in ("counter", "varying"):
             text = f"{spin_words.number(values.first)} … {spin_words.number(values.last)}"
             name = spin_words.place(kernel, int(address))
             moving.append(Operand(expr=name, value=text, how=values.how, source="executed offline"))
     for name in found["registers"]:
-        if name in known and known[name].how in ("counter", "varying"):
+        moves = name in known and known[name].how in ("counter", "varying")
+        if moves and not recurs([sample.registers[name] for sample in samples]):
             moving.append(_register(name, known[name], watched.source(watched.loop.head)))
     if found["clock"]:
         moving.append(Operand(expr="the time", value="passes", how="varying", source="clock"))

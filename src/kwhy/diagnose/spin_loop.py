@@ -184,6 +184,13 @@ def classify(values: Sequence[int]) -> Values | None:
     return Values("varying", first, distinct[:MAX_CYCLE], 0, last)
 
 
+def recurs(values: Sequence[int]) -> bool:
+    """Whether a number took no values later that it had not taken before, as that of an inner loop
+    that begins anew each time."""
+    half = len(values) // 2
+    return half >= MAX_CYCLE and set(values[half:]) <= set(values[:half])
+
+
 def _signed(value: int) -> int:
     return (value + (1 << 63) & (1 << 64) - 1) - (1 << 63)
 
@@ -245,6 +252,7 @@ __all__ = [
     "classify",
     "decisive",
     "never_taken",
+    "recurs",
     "registers",
     "result_size",
     "result_values",
