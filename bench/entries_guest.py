@@ -9,6 +9,7 @@ that did not run since is still in these calls.
 """
 
 import json
+import os
 import re
 import sys
 from contextlib import suppress
@@ -22,9 +23,12 @@ SWITCHES = re.compile(r"ctxt_switches:\s*(\d+)")
 
 
 def write(file: str, text: str) -> None:
-    """One command to tracefs."""
-    with (TRACING / file).open("a") as handle:
-        handle.write(text)
+    """One command to tracefs, added to what there is; its files do not like to be sought in."""
+    handle = os.open(TRACING / file, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)
 
 
 def arm(names: set[str]) -> None:
