@@ -105,9 +105,8 @@ QUICK = frozenset({
     "tcsetattr_orphan", "open_mode", "bind_inuse", "kill_srch", "iouring_memlock",
 })  # fmt: skip
 MORE = frozenset({
-    "keyctl_nokey", "msgrcv_nomsg", "open_notdir", "exec_path", "tiocspgrp_fault", "retry_open",
-    "noisy_unlink", "ioctl_notty", "fcntl_deadlk", "pipe_broken", "unshare_threads", "tcp_refused",
-    "readlink_file", "rename_ancestor", "prctl_option", "settime_perm", "module_perm",
+    "exec_path", "tiocspgrp_fault", "retry_open", "noisy_unlink", "ioctl_notty", "fcntl_deadlk",
+    "pipe_broken", "unshare_threads", "rename_ancestor",
 })  # fmt: skip
 
 

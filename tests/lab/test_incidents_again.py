@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.lab.desk import kwhy, truth_series
@@ -59,7 +60,16 @@ def saved(
     yield case
 
 
-@pytest.mark.parametrize("name", [*OPEN, OVERWRITTEN, MARKED])
+SLOW = ("mprotect_nomem", OVERWRITTEN)
+"""Settled in the same way as others here: for `make test-all`."""
+
+
+def cases(*names: str) -> list[Any]:
+    """Parameters of a test."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in names]
+
+
+@pytest.mark.parametrize("name", cases(*OPEN, OVERWRITTEN, MARKED))
 def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
     """Right and observed, its values from the execution; the case alone tells the same."""
     assert saved(name).is_file()
@@ -71,7 +81,7 @@ def without(call: Call, victim: Call) -> Call:
     return replace(call, children=children)
 
 
-@pytest.mark.parametrize("name", [*OPEN, MARKED])
+@pytest.mark.parametrize("name", cases(*OPEN, MARKED))
 def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, name: str) -> None:
     """With one call cut out of the recording, one put in, or another result, it is refused."""
     session = open_session(CaseFile(saved(name)))

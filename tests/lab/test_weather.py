@@ -351,7 +351,9 @@ def test_no_tracefs(guest: lab.Guest, unchanged: None) -> None:
 BUSY = "cd /sys/kernel/tracing && echo {} > current_tracer && echo 1 > events/sched/enable"
 
 
-@pytest.mark.parametrize("tracer", ["function", "function_graph"])
+@pytest.mark.parametrize(
+    "tracer", [pytest.param("function", marks=pytest.mark.slow), "function_graph"]
+)
 def test_someone_else_is_tracing(guest: lab.Guest, tracer: str) -> None:
     """Another's tracer keeps running, untouched: we use an instance of our own, or refuse."""
     with lab.open_link(guest) as link:

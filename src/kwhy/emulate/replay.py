@@ -34,9 +34,11 @@ itself too: what they call is not compared."""
 _STORES = frozenset({
     "___slab_alloc", "__slab_alloc", "__slab_free", "rmqueue_bulk", "__rmqueue_pcplist",
     "free_pcppages_bulk", "folio_batch_move_lru", "pagevec_lru_move_fn", "__pagevec_lru_add",
+    "percpu_counter_add_batch", "__mark_inode_dirty",
 })  # fmt: skip
-"""What fills and empties a CPU's own stores of objects and pages (mm/slub.c, mm/page_alloc.c,
-mm/swap.c) when they ran out or over, which depends on what was taken before: left out as well."""
+"""What fills and empties a CPU's own stores of objects, pages and counts (mm/slub.c, mm/swap.c,
+mm/page_alloc.c, lib/percpu_counter.c) when they ran out or over, and what notes for the writeback
+that an inode is dirty, unless it is: this depends on what was done before; left out as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def enter(
     if record.compat or face is None:
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
     scene = caller.scene(detail)
-    scene.turn_back(record.enter)
+    # What the call has written at one tick (a time) it would not write again at the same.
+    scene.turn_back(record.exit if turns else record.enter)
     scene.put_user_pages(user or {})
     if sights is not None:
         get = scene.machine.get

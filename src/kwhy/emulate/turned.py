@@ -4,7 +4,7 @@ A call notes what it found (a permission in ``inode->i_opflags``, a time of acce
 again goes another way for it. Such a branch is made to go the recorded way, which counts only when
 
 - the execution then is the recorded call as a whole,
-- the memory that the branch asked is written later on by that very execution, and
+- memory that the branch asked is written later on by that very execution, and
 - no other branch there that is made to turn does as well.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from kwhy.emulate.history import History
 from kwhy.emulate.replay import Replay, Turn
 from kwhy.emulate.slice import asked
+from kwhy.emulate.steps import Access
 from kwhy.flow.cfg import Code
 
 MOST = 4
@@ -105,21 +106,24 @@ def _inside(history: History, frame: int, first: int) -> set[int]:
 
 
 def _changes(history: History, turn: Turn) -> bool:
-    """Whether what the turned branch asked of memory is written afterwards."""
+    """Whether memory that the turned branch asked is written afterwards, or was by the instruction
+    that read it (test_and_set_bit())."""
     steps = history.steps_of
     runs = (step for step, address in enumerate(history.steps) if address == turn.address)
     step = next(itertools.islice(runs, turn.run, None))
     frame = history.all_frames[history.frame_at[step]]
-    written = {
-        byte
-        for access in steps.written(steps.first_access(step))
-        for byte in range(access.address, access.address + access.size)
+    later = {
+        byte for access in steps.written(steps.first_access(step)) for byte in _bytes(access)
     }
-    return any(
-        not access.write
-        and not any(steps.writers(access.address, access.size, access.number))
-        and not written.isdisjoint(range(access.address, access.address + access.size))
-        for each in asked(history, step)
-        if each >= frame.begin
-        for access in steps.accesses(each)
-    )
+    for each in asked(history, step):
+        accesses = steps.accesses(each) if each >= frame.begin else []
+        written = later.union(*(_bytes(access) for access in accesses if access.write))
+        for access in accesses:
+            before = any(steps.writers(access.address, access.size, access.number))
+            if not (access.write or before or written.isdisjoint(_bytes(access))):
+                return True
+    return False
+
+
+def _bytes(access: Access) -> range:
+    return range(access.address, access.address + access.size)
