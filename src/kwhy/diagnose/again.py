@@ -7,13 +7,12 @@ assumed: an execution counts only when its result and its calls are the recorded
 
 import contextlib
 import functools
-import itertools
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from kwhy.case.evidence import PAGE
+from kwhy.case.evidence import PAGE, Evidence
 from kwhy.diagnose.analysis import Watched
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
@@ -23,7 +22,6 @@ from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Hit
 from kwhy.kernel.model import Kernel
-from kwhy.kernel.program import open_program
 from kwhy.record.model import Call, SyscallRecord
 
 PATIENCE = 5.0
@@ -103,7 +101,7 @@ def execute(
     def settled(turns: tuple[Turn, ...] = ()) -> Replay:
         evidence = kernel.evidence
         once = functools.partial(run, turns)
-        return _settled(kernel, once, evidence) if isinstance(evidence, Moving) else once()
+        return _settled(kernel, base, once, evidence) if isinstance(evidence, Moving) else once()
 
     try:
         done = settled()
@@ -134,7 +132,9 @@ def _caller(base: Caller, record: SyscallRecord) -> Caller:
         return base.again(record.pid)
 
 
-def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Replay:
+def _settled(
+    kernel: Kernel, base: Callable[[], Caller], run: Callable[[], Replay], evidence: Moving
+) -> Replay:
     """Execute until it is the recorded call, twice differs from it in the same, or it takes long.
 
     What was read before the call is another now. And pages read one after the other while their
@@ -144,10 +144,12 @@ def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Rep
     start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
     deadline = time.monotonic() + PATIENCE
     before: str | None = None
-    for number in itertools.count(1):
+    rounds = 0
+    while True:
+        rounds += 1
         evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
         known = set(evidence.pages)
-        late = number >= ROUNDS and time.monotonic() > deadline
+        late = rounds >= ROUNDS and time.monotonic() > deadline
         try:
             done = run()
         except KwhyError:
@@ -159,24 +161,22 @@ def _settled(kernel: Kernel, run: Callable[[], Replay], evidence: Moving) -> Rep
         if done.agrees or same or late:
             return done
         before = str(done.difference)
-        _prefetch_map(kernel, new)
-    raise AssertionError("unreachable")
+        _prefetch_map(base().program, kernel.evidence, new)
 
 
-def _prefetch_map(kernel: Kernel, pages: Collection[int]) -> None:
+def _prefetch_map(program: Any, evidence: Evidence, pages: Collection[int]) -> None:
     """Where these are of the memory map, read their neighbours too.
 
     The lists of free pages lead through the map, and free pages lie in clusters: the next reading
     hardly ever finds the same at the head of a list, but one near it.
     """
-    program = open_program(kernel)
     try:
         start = program["vmemmap"].value_()
         end = start + program.type("struct page").size * program["max_pfn"].value_()
     except LookupError:
         return
     near = {page & -CLUSTER for page in pages if start <= page < end}
-    kernel.evidence.prefetch([(block, CLUSTER) for block in near])
+    evidence.prefetch([(block, CLUSTER) for block in near])
 
 
 def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collection[int]) -> Again:

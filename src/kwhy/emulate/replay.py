@@ -215,18 +215,20 @@ def _difference(
     parted = None
     if record.entry is not None and not record.lost:
         parted = _compare(code, history, root, record.entry)
-    if not outcome.returned:
+    got = int(outcome.result.value_()) if outcome.returned else None
+    if got == record.ret and parted is not None:
+        return parted
+    if got is None:
         text = f"it does not return: {outcome.end.reason}"
-        return replace(parted, text=text) if parted else Difference(text)
-    got = int(outcome.result.value_())
-    if got != record.ret:
+    elif got != record.ret:
         text = f"it returns {got}, the recording {record.ret}"
-        return replace(parted, text=text) if parted else Difference(text)
-    if record.entry is None:
-        return Difference("the recording does not show the call's own function")
-    if record.lost:
-        return Difference("the recording has gaps")
-    return parted
+    elif record.entry is None:
+        text = "the recording does not show the call's own function"
+    elif record.lost:
+        text = "the recording has gaps"
+    else:
+        return None
+    return Difference(text) if parted is None else replace(parted, text=text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def _leads(code: Code, entry: int, start: int, wanted: int | None) -> bool:
             if callee is None or callee == wanted or not code.traceable(callee):
                 return True
             continue
-        if segment.kind in ("return", "tail") and wanted is None:
+        if segment.kind == "return" and wanted is None:
             return True
         onward = [to for to in segment.successors() if to not in seen]
         seen.update(onward)
@@ -117,10 +117,12 @@ def _changes(history: History, turn: Turn) -> bool:
     }
     for each in asked(history, step):
         accesses = steps.accesses(each) if each >= frame.begin else []
-        written = later.union(*(_bytes(access) for access in accesses if access.write))
+        at_once = {byte for access in accesses if access.write for byte in _bytes(access)}
         for access in accesses:
-            before = any(steps.writers(access.address, access.size, access.number))
-            if not (access.write or before or written.isdisjoint(_bytes(access))):
+            changed = any(byte in later or byte in at_once for byte in _bytes(access))
+            if access.write or not changed:
+                continue
+            if not any(steps.writers(access.address, access.size, access.number)):
                 return True
     return False
 
