@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
+# Two at a time, each with guests of its own; a file stays whole, for its guests are its own too.
+TWO := -n 2 --dist loadfile
 
 .PHONY: help
 help: ## this list
@@ -42,11 +44,11 @@ lint: venv ## ruff, mypy --strict, and Python 3.6 for the agent
 
 .PHONY: test
 test: lint ## lint, unit tests, lab tests in real guests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(TWO) $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: lint ## all of that and the tests that take minutes
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TWO) $(PYTEST_ARGS)
 
 .PHONY: unit
 unit: venv ## the unit tests alone (seconds)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import CELL
 from tests.lab.desk import SERIES, Outcome, kwhy, program, truth_series
 from tests.lab.judge import judge, tell
 
@@ -26,38 +27,8 @@ Guests = Callable[[str], lab.Guest]
 SCHEMA = Path(__file__).parents[2] / "src/kwhy/report/schema/verdict-1.json"
 
 
-class Table:
-    """Collects the judgements and prints them when the run ends."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], dict[str, str]] = {}
-
-    def note(self, incident: str, way: str, series: str, word: str) -> None:
-        """One cell: a judgement's word and, when it is right, the confidence."""
-        self.rows.setdefault((way, incident), {})[series] = word
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """A hook of pytest's: the end of the output."""
-        for way in sorted({way for way, _ in self.rows}):
-            rows = {name: cells for (each, name), cells in self.rows.items() if each == way}
-            terminalreporter.section(f"kwhy fail: {way}")
-            terminalreporter.line(f"{'':20}" + "".join(f"{series:>22}" for series in SERIES))
-            for name, cells in sorted(rows.items()):
-                line = "".join(f"{cells.get(series, '-'):>22}" for series in SERIES)
-                terminalreporter.line(f"{name:20}{line}")
-            for series in SERIES:
-                words = [cells[series].split()[0] for cells in rows.values() if series in cells]
-                if words:
-                    tally = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
-                    terminalreporter.line(f"{series}: {tally}")
-
-
-@pytest.fixture(scope="session")
-def table(request: pytest.FixtureRequest) -> Table:
-    """The table of this run."""
-    found = Table()
-    request.config.pluginmanager.register(found, "kwhy-incidents")
-    return found
+Note = Callable[[str, object], None]
+"""Writes down a property of a test; pytest's fixture ``record_property``."""
 
 
 @cache
@@ -79,7 +50,7 @@ def explain(guest: lab.Guest, incident: Incident, *options: str) -> Outcome:
 
 
 def check(
-    guests: Guests, name: str, series: str, way: str, table: Table, *options: str
+    guests: Guests, name: str, series: str, way: str, note: Note, *options: str
 ) -> dict[str, Any]:
     """Explain, validate, judge; fails the test when the verdict is wrong."""
     incident = INCIDENTS[name]
@@ -91,9 +62,10 @@ def check(
         assert problems == []
         found = judge(verdict, incident, truth_series(series), lines="none" not in options)
     except BaseException:
-        table.note(name, way, series, "failed")
+        note(CELL, (name, way, series, "failed"))
         raise
-    table.note(name, way, series, f"{found.word} {verdict['confidence'] * (found.word == 'right')}")
+    how = f" {verdict['confidence']}" if found.word == "right" else ""
+    note(CELL, (name, way, series, f"{found.word}{how}"))
     assert found.word in ("right", "ambiguous"), f"{name} on {series}: {found.why}"
     assert (found.word == "right") == (outcome.status == 0)
     return verdict
@@ -139,23 +111,26 @@ NAMED_CASES = [
 
 
 @pytest.mark.parametrize(("series", "name"), CASES)
-def test_one_run(guests: Guests, series: str, name: str, table: Table) -> None:
+def test_one_run(guests: Guests, series: str, name: str, record_property: Note) -> None:
     """With debug information and source: the right call, origin and deciding condition."""
-    check(guests, name, series, "one run", table)
+    check(guests, name, series, "one run", record_property)
 
 
 @pytest.mark.parametrize(("series", "name"), NAMED_CASES)
-def test_repeated(guests: Guests, series: str, name: str, table: Table) -> None:
+def test_repeated(guests: Guests, series: str, name: str, record_property: Note) -> None:
     """Three runs leave nothing open: the deciding branch was observed."""
-    verdict = check(guests, name, series, "--repeat 3", table, "--repeat", "3")
+    verdict = check(guests, name, series, "--repeat 3", record_property, "--repeat", "3")
     assert verdict["confidence"] == "observed", tell(verdict)
 
 
 @pytest.mark.parametrize(("series", "name"), NAMED_CASES)
-def test_without_debug_information(guests: Guests, series: str, name: str, table: Table) -> None:
+def test_without_debug_information(
+    guests: Guests, series: str, name: str, record_property: Note
+) -> None:
     """With BTF and live code alone: the right function, a branch by its offset, and no line."""
     verdict = check(
-        guests, name, series, "--debuginfo none", table, "--debuginfo", "none", "--source", "none"
+        *(guests, name, series, "--debuginfo none", record_property),
+        *("--debuginfo", "none", "--source", "none"),
     )
     answers = verdict["candidates"] or [verdict]
     for answer in answers:
