@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kwhy.errors import UsageError
-from kwhy.lab import guest, paths, rootfs
+from kwhy.lab import boot, guest, paths, rootfs
 from kwhy.lab.cpio import CpioWriter
 from kwhy.lab.fetch import files
 from kwhy.lab.kernels import KernelVersion
@@ -201,13 +201,13 @@ def test_qemu_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Emulated unless asked; no devices but ours; what the caller adds comes last."""
     monkeypatch.setenv("KWHY_CACHE", str(tmp_path))
     kernel = files(KernelVersion("6.12-1", "6.12", "bookworm"))
-    settings = guest.Settings(append="nokaslr", qemu=("-d", "exec"))
-    command = guest.qemu_command(kernel, tmp_path, tmp_path / "initrd", "box", settings)
+    settings = boot.Settings(append="nokaslr", qemu=("-d", "exec"))
+    command = boot.qemu_command(kernel, tmp_path, tmp_path / "initrd", "box", settings)
     assert "q35,accel=tcg" == command[command.index("-machine") + 1]
     assert "-nodefaults" in command and "vmcoreinfo" in command
     assert ["-d", "exec"] == command[-2:]
     append = command[command.index("-append") + 1].split()
     assert "nokaslr" in append and "kwhy.host=box" in append
-    settings = guest.Settings(kvm=True)
-    command = guest.qemu_command(kernel, tmp_path, tmp_path / "initrd", "box", settings)
+    settings = boot.Settings(kvm=True)
+    command = boot.qemu_command(kernel, tmp_path, tmp_path / "initrd", "box", settings)
     assert "q35,accel=kvm" == command[command.index("-machine") + 1]

@@ -9,7 +9,7 @@ from kwhy.cli.target import add_put_argument, check_put_files, positive_seconds
 from kwhy.errors import KwhyError, UsageError
 
 if TYPE_CHECKING:
-    from kwhy.lab.guest import Settings
+    from kwhy.lab.boot import Settings
     from kwhy.link import Link
 
 HELP = "Real Debian kernels in QEMU: fetch them, boot them, run commands in them."
@@ -138,7 +138,7 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from kwhy.lab.guest import Settings
+    from kwhy.lab.boot import Settings
 
     for value, name in ((args.memory, "--memory"), (args.smp, "--smp")):
         if value is not None and value < 1:

@@ -5,7 +5,8 @@
 guest, ``open_link`` reaches one.
 """
 
-from kwhy.lab.guest import Guest, Settings, find, running_guests
+from kwhy.lab.boot import Settings
+from kwhy.lab.guest import Guest, find, running_guests
 from kwhy.lab.target import Connection, connect, open_link, start
 
 __all__ = [

@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from kwhy.errors import FeatureError
-from kwhy.lab import fetch, guest, kernels, packages
+from kwhy.lab import boot, fetch, guest, kernels, packages
 from kwhy.lab.apt import Unreachable
-from kwhy.lab.guest import Guest, Settings
+from kwhy.lab.boot import Settings
+from kwhy.lab.guest import Guest
 from kwhy.lab.progress import Progress
 from kwhy.link import Link, agent_zipapp
 from kwhy.link.reach import over_socket
@@ -84,10 +85,10 @@ def start(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Guest:
-    """Boot the kernel that ``target`` means, with the agent inside. See :func:`guest.start`."""
+    """Boot the kernel that ``target`` means, with the agent inside. See :func:`boot.start`."""
     shown = progress or Progress()
     kernel = kernels.resolve(target, shown)
-    return guest.start(kernel, agent_zipapp().read_bytes(), name, settings, shown)
+    return boot.start(kernel, agent_zipapp().read_bytes(), name, settings, shown)
 
 
 def open_link(running: Guest, timeout: float = 120.0, *, probe: bool = True) -> Link:

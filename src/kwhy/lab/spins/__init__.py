@@ -7,7 +7,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kwhy.lab.guest import Settings
+from kwhy.lab.boot import Settings
 
 MODULE = Path(__file__).with_name("kwhy_spin.c")
 CONTROL = "/proc/kwhy_spin"
