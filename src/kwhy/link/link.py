@@ -12,25 +12,23 @@ import secrets
 import select
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kwhy import __version__
 from kwhy.agent import protocol
 from kwhy.agent.wire import Hangup, Wire
 from kwhy.errors import FeatureError, KwhyError, LinkError, UsageError
+from kwhy.link.answer import MAX_RESULT, failure, unpack
+from kwhy.link.hello import NoHello, shake_hands
 
 PING_EVERY = 5.0
 #: Not a byte, not even an answer to a ping, for this long: the target is dead.
 DEAD_AFTER = 45.0
-HELLO_AGAIN = 3.0
 #: Seconds that a cancelled request may take to put the target back in order.
 UNDO_PATIENCE = 40.0
-MAX_RESULT = 1 << 30
 PUT_PIECE = 256 << 10
 
 JSON = Any
@@ -170,7 +168,10 @@ class Link:
         self._wake, self._waker = os.pipe()
         self._reader = threading.Thread(target=self._read_forever, name="kwhy-link", daemon=True)
         try:
-            rest = self._synchronise(hello_timeout)
+            try:
+                self.hello, rest = shake_hands(self._wire, self._nonce, hello_timeout)
+            except (Hangup, NoHello) as error:
+                raise self._fail(str(error)) from None
             self._heard = time.monotonic()
             self._take(rest)
             self._reader.start()
@@ -191,7 +192,7 @@ class Link:
         with self.stream(op, timeout=timeout, input=input, **params) as stream:
             for message in stream:
                 if message.kind == "end":
-                    return message.header, _unpack(message.header, b"".join(pieces))
+                    return message.header, unpack(message.header, b"".join(pieces))
                 size += len(message.data)
                 if size > MAX_RESULT:
                     raise LinkError(f"{self.name} sends without end in answer to {op!r}")
@@ -350,56 +351,6 @@ class Link:
             stream._deliver(_Failure(dead))
         return dead
 
-    def _synchronise(self, timeout: float) -> bytes:
-        """Say hello until the answer to this very hello comes; returns what follows its nonce."""
-        header = {"nonce": self._nonce.hex(), "protocol": protocol.PROTOCOL, "kwhy": __version__}
-        hello = protocol.SYNC_TO_AGENT + protocol.encode(protocol.HELLO, 0, header)
-        mark = protocol.SYNC_TO_DESK + self._nonce
-        end = time.monotonic() + timeout
-        again = 0.0
-        seen = b""
-        while True:
-            now = time.monotonic()
-            if now > end:
-                raise self._fail(f"no agent answered within {timeout:g} s")
-            if now >= again:
-                self._write(hello)
-                again = now + HELLO_AGAIN
-            data = self._wire.read(min(0.5, max(end - now, 0.0)))
-            if data is None:
-                continue
-            if not data:
-                raise self._fail("it closed the connection before it said hello")
-            seen = seen[-len(mark) :] + data
-            found = seen.find(mark)
-            if found >= 0:
-                return self._first_frame(seen[found + len(mark) :], end)
-
-    def _first_frame(self, data: bytes, end: float) -> bytes:
-        """Read the HELLO frame itself; returns what follows it."""
-        while True:
-            try:
-                size = protocol.frame_size(data)
-                if size is not None and len(data) >= size:
-                    frame = next(protocol.Decoder().feed(data[:size]))
-                    self._check_hello(frame)
-                    return data[size:]
-            except protocol.ProtocolError as error:
-                raise self._fail(f"its hello is damaged: {error}") from None
-            more = self._wire.read(max(0.0, min(1.0, end - time.monotonic())))
-            if more == b"" or time.monotonic() > end:
-                raise self._fail("its hello is cut short")
-            data += more or b""
-
-    def _check_hello(self, frame: protocol.Frame) -> None:
-        theirs = frame.header.get("protocol")
-        if frame.type != protocol.HELLO or theirs != protocol.PROTOCOL:
-            raise self._fail(
-                f"its agent speaks protocol {theirs}, this kwhy {protocol.PROTOCOL}; "
-                "use the same version of kwhy at both ends"
-            )
-        self.hello = {k: v for k, v in frame.header.items() if k != "nonce"}
-
     def _read_forever(self) -> None:
         last_ping = time.monotonic()
         poll = select.poll()
@@ -461,46 +412,12 @@ class Link:
             if stream is not None and frame.type != protocol.DATA:
                 del self._streams[frame.request]
         if frame.type == protocol.ERROR and frame.request == 0:
-            raise protocol.ProtocolError(str(_error(frame.header)))
+            raise protocol.ProtocolError(str(failure(frame.header)))
         if stream is None:
             return
         if frame.type == protocol.ERROR:
-            stream._deliver(_Failure(_error(frame.header)))
+            stream._deliver(_Failure(failure(frame.header)))
         elif frame.type == protocol.END:
             stream._deliver(Message("end", frame.header))
         else:
             stream._deliver(Message(str(frame.header.get("kind")), frame.header, frame.payload))
-
-
-def _error(header: dict[str, JSON]) -> KwhyError:
-    """The exception for an agent's error answer."""
-    found = header.get("error")
-    error: dict[str, JSON] = found if isinstance(found, dict) else {}
-    message = str(error.get("message") or "the agent failed without a word")
-    kind = error.get("kind")
-    if kind in ("feature", "absent"):
-        return FeatureError(message, str(error.get("feature") or kind))
-    if kind in ("usage", "command"):
-        return UsageError(message)
-    if kind == "cancelled":
-        return LinkError("the target gave the request up")
-    detail = error.get("detail")
-    where = f" [{' | '.join(map(str, detail))}]" if isinstance(detail, list) else ""
-    return LinkError(f"the agent failed: {message}{where}")
-
-
-def _unpack(header: dict[str, JSON], data: bytes) -> bytes:
-    """Undo the agent's compression, never beyond the size that it announced."""
-    if header.get("encoding") != "zlib":
-        return data
-    size = header.get("size")
-    if not isinstance(size, int) or not 0 <= size <= MAX_RESULT:
-        raise LinkError("the target announces an absurd size")
-    try:
-        engine = zlib.decompressobj()
-        plain = engine.decompress(data, size + 1)
-    except zlib.error as error:
-        raise LinkError(f"the target sent damaged data: {error}") from None
-    if len(plain) != size:
-        raise LinkError("the target sent more or less data than announced")
-    return plain
