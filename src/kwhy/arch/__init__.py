@@ -3,10 +3,23 @@
 A diagnosis never names a register: it asks the :class:`Arch` of the kernel at hand.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kwhy.flow.ir import Insn
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Where a virtual address lies: physical address of its byte, and what may be done there.
+
+    ``device``: mapped uncached, as ioremap() does; its content is no memory.
+    """
+
+    physical: int
+    writable: bool
+    user: bool
+    device: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +29,9 @@ class Arch:
     ``arguments`` are the registers of the calling convention in order, ``result`` the register of
     the returned value, ``clobbered`` those that a call may change. ``syscall_arguments`` are the
     members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets.
-    ``syscall_table`` is the table of functions that ``syscall_dispatch`` calls, by number.
+    ``syscall_table`` is the table of functions that ``syscall_dispatch`` calls, by number;
+    ``syscalls`` has their names. A stack whose outermost functions begin with one of
+    ``syscall_entries`` is that of a system call.
     ``probe_registers`` maps register names to those of kprobe events, ``sample_registers`` to
     their bits in a perf sample. ``is_interrupt_entry``: whether a frame of that name means that an
     interrupt is being handled on top of whatever ran.
@@ -33,6 +48,8 @@ class Arch:
     syscall_prefixes: tuple[str, ...]
     syscall_table: str
     syscall_dispatch: str
+    syscall_entries: tuple[str, ...]
+    syscalls: Mapping[int, str]
     decode: Callable[[bytes, int], list[Insn]]
     trace_site: Callable[[bytes], int | None]
     is_tracer: Callable[[str], bool]
@@ -44,6 +61,10 @@ class Arch:
     is_interrupt_entry: Callable[[str], bool]
     reads: Callable[[bytes, int], set[str]]
     """The registers that one instruction (bytes, address) reads, also if it has no model."""
+    table_levels: Callable[[Mapping[str, str]], int]
+    """How many levels page tables have, by VMCOREINFO."""
+    walk: Callable[[Callable[[int, int], bytes], int, int, int], Mapped | None]
+    """The mapping of a virtual address: how to read physical memory, the table, its levels, it."""
 
 
 def of(name: str) -> Arch:

@@ -10,6 +10,8 @@ import capstone
 from capstone import x86_const as x86
 
 from kwhy.arch import Arch
+from kwhy.arch.x86_64_paging import levels, walk
+from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.flow.ir import Effect, Expr, Insn
 
 _OLD = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
@@ -493,6 +495,8 @@ ARCH = Arch(
     ),
     syscall_table="sys_call_table",
     syscall_dispatch="do_syscall_64",
+    syscall_entries=("entry_SYSCALL", "do_syscall_64", "x64_sys_call"),
+    syscalls=SYSCALLS,
     decode=decode,
     trace_site=trace_site,
     is_tracer=is_tracer,
@@ -511,4 +515,6 @@ ARCH = Arch(
     },
     is_interrupt_entry=is_interrupt_entry,
     reads=reads,
+    table_levels=levels,
+    walk=walk,
 )

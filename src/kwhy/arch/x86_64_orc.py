@@ -17,6 +17,10 @@ IRET_RIP, IRET_CS, IRET_RSP = 128, 136, 152
 """Offsets in ``struct pt_regs`` of what an exception pushes (asm/ptrace.h)."""
 REGS_RBP = 32
 
+SWITCH_FRAME = {"r15": "r15", "r14": "r14", "r13": "r13", "r12": "r12", "bx": "rbx", "bp": "rbp"}
+"""Members of ``struct inactive_task_frame`` (asm/switch_to.h) and the registers that they hold."""
+SWITCH_RETURN = "ret_addr"
+
 _TYPES_OLD: dict[int, Kind] = {0: "call", 1: "regs", 2: "partial"}
 _TYPES_NEW: dict[int, Kind] = {0: "undefined", 1: "end", 2: "call", 3: "regs", 4: "partial"}
 _REGISTERS_OLD = {

@@ -1,19 +1,16 @@
 """What every run on one kernel shares: how its memory is found, and how its code is prepared."""
 
 import functools
-from functools import cached_property
 
+from kwhy.arch import Mapped
 from kwhy.arch import x86_64_emulation as arch
-from kwhy.arch.x86_64_paging import Mapping, walk
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.emulate import limits
 from kwhy.emulate.memory import Page
-from kwhy.errors import FeatureError, KwhyError
-from kwhy.kernel.identity import vmcoreinfo
+from kwhy.errors import KwhyError
 from kwhy.kernel.model import Kernel
+from kwhy.kernel.pagetable import PageTables
 from kwhy.kernel.symbols import Symbols
-
-DIRECT_MAP_SIZE = 1 << 46
 
 
 class Unfetched(KwhyError):
@@ -29,6 +26,7 @@ class Ground:
         """Another reading of the same kernel's memory than the one it was opened with."""
         self.sealed = False
         """Whether nothing more may be read: then Unfetched is raised."""
+        self._tables = PageTables(kernel, self._fetch)
 
     # -- pages -------------------------------------------------------------------------------------
 
@@ -38,67 +36,42 @@ class Ground:
         self._ask(page)
         if kernel.symbols.in_image(page):
             return Page(self._prepared(page, self.memory.read(page, PAGE)))
-        if not self._directly_mapped(page):
-            mapping = self._kernel_mapping(page)
-            if mapping is not None and mapping.device:
+        if not self._tables.maps(page):
+            mapped = self._kernel_mapping(page)
+            if mapped is not None and mapped.device:
                 raise MissingMemory(page, "it is device memory")
         data = self.memory.read(page, PAGE)
         return Page(self._prepared(page, data) if kernel.module_at(page) else data)
 
-    def user_page(self, page: int, mapping: Mapping) -> Page:
+    def user_page(self, page: int, mapped: Mapped) -> Page:
         """A page of user memory, through the kernel's direct map."""
-        physical = mapping.physical & -PAGE
-        self._ask(physical)
-        data = self.memory.read(self._direct(physical), PAGE)
-        return Page(data, mapping.writable)
+        return Page(self._tables.physical(mapped.physical & -PAGE, PAGE), mapped.writable)
 
-    def user_mapping(self, table: int, address: int) -> Mapping | None:
+    def user_mapping(self, table: int, address: int) -> Mapped | None:
         """How the page table at kernel address ``table`` maps a user address, None if not."""
-        return walk(self._physical, table - self._direct_base, self._levels, address)
+        return self._tables.walk(table - self._tables.base, address)
 
-    @cached_property
-    def _info(self) -> dict[str, str]:
-        return vmcoreinfo(self.kernel.evidence.blob("vmcoreinfo"))
-
-    @cached_property
-    def _levels(self) -> int:
-        return 5 if self._info.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
-
-    @cached_property
-    def _direct_base(self) -> int:
-        place = self.kernel.symbols.address("page_offset_base")
-        if place is None:
-            raise FeatureError("the place of the kernel's direct map is not known", "kallsyms")
-        return int.from_bytes(self.memory.read(place, 8), "little")
-
-    def _direct(self, physical: int) -> int:
-        return self._direct_base + physical
-
-    def _directly_mapped(self, address: int) -> bool:
-        return self._direct_base <= address < self._direct_base + DIRECT_MAP_SIZE
+    def _fetch(self, address: int, size: int) -> bytes:
+        self._ask(address)
+        return self.memory.read(address, size)
 
     def _ask(self, address: int) -> None:
         if self.sealed:
             raise Unfetched(f"{address:#x} would have to be fetched")
 
-    def _physical(self, address: int, size: int) -> bytes:
-        self._ask(address)
-        return self.memory.read(self._direct(address), size)
-
-    def _kernel_mapping(self, page: int) -> Mapping | None:
+    def _kernel_mapping(self, page: int) -> Mapped | None:
         """By the kernel's own page tables; they also tell holes, which /proc/kcore shows as zeros.
 
         None when the tables' place is not known. Raises MissingMemory for a hole.
         """
         root = self.kernel.symbols.address("init_top_pgt")
-        slide = self._info.get("NUMBER(phys_base)")
+        slide = self._tables.vmcoreinfo.get("NUMBER(phys_base)")
         if root is None or slide is None:
             return None
-        physical = root - arch.IMAGE_BASE + int(slide)
-        mapping = walk(self._physical, physical, self._levels, page)
-        if mapping is None:
+        mapped = self._tables.walk(root - arch.IMAGE_BASE + int(slide), page)
+        if mapped is None:
             raise MissingMemory(page, "nothing is mapped there")
-        return mapping
+        return mapped
 
     # -- code --------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from kwhy.arch.x86_64_orc import ENTRY, Rule
 from kwhy.case.evidence import MissingMemory
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.modules import Module
+from kwhy.kernel.unwind import Place, Step, Word
 
 _BLOCK = 256  # LOOKUP_BLOCK_SIZE, bytes of code per entry of orc_lookup
 _SAMPLE = 2048  # entries
@@ -99,3 +100,70 @@ class OrcTables:
             if entries and ips and 0 < count < _MAX_MODULE:
                 out.append((entries, ips, count, one))
         return out
+
+
+class OrcUnwinder:
+    """Stacks of a kernel on x86-64. Raises LookupError without type information."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._tables = OrcTables(kernel)
+        types = kernel.types
+        frame = types.named("struct inactive_task_frame")
+        if frame is None:
+            raise LookupError("no type information for struct inactive_task_frame")
+        self._size = types.size(frame) or 0
+        self._saved = {
+            name: member.offset
+            for name in (*arch.SWITCH_FRAME, arch.SWITCH_RETURN)
+            if (member := types.field(frame, name)) is not None
+        }
+
+    def asleep(self, sp: int, word: Word) -> tuple[Place, dict[str, int]]:
+        """See :class:`kwhy.kernel.unwind.Unwinder`."""
+        values = {name: word(sp + at) for name, at in self._saved.items()}
+        pc = values.pop(arch.SWITCH_RETURN)
+        saved = {arch.SWITCH_FRAME[name]: value for name, value in values.items()}
+        return Place(pc, sp + self._size, saved["rbp"]), saved
+
+    def up(self, at: Place, word: Word) -> Step:
+        """See :class:`kwhy.kernel.unwind.Unwinder`."""
+        rule = self._tables.rule(at.pc if at.interrupted else at.pc - 1)
+        if rule is None or rule.kind == "undefined":
+            raise LookupError(f"no unwind rule at {at.pc:#x}")
+        if rule.kind == "end":
+            return Step(at.sp)
+        cfa = self._cfa(rule, at, word)
+        fp = self._frame_pointer(rule, cfa, at, word)
+        regs = None if rule.kind == "call" else cfa
+        try:
+            if regs is None:
+                caller = Place(word(cfa - 8), cfa, fp, rule.signal)
+            elif word(cfa + arch.IRET_CS) & 3:  # it came from user space
+                return Step(cfa, regs=regs)
+            else:
+                fp = word(cfa + arch.REGS_RBP) if rule.kind == "regs" else at.fp
+                caller = Place(word(cfa + arch.IRET_RIP), word(cfa + arch.IRET_RSP), fp, True)
+        except LookupError:
+            return Step(cfa, regs=regs, lost=True)
+        if caller.sp <= at.sp:
+            return Step(cfa, regs=regs, lost=True)
+        return Step(cfa, caller, regs)
+
+    def _cfa(self, rule: Rule, at: Place, word: Word) -> int:
+        match rule.sp:
+            case "sp":
+                return at.sp + rule.sp_offset
+            case "bp":
+                return at.fp + rule.sp_offset
+            case "sp_indirect":
+                return word(at.sp) + rule.sp_offset
+            case "bp_indirect":
+                return word(at.fp + rule.sp_offset)
+        raise LookupError(f"the stack pointer is in {rule.sp}")
+
+    def _frame_pointer(self, rule: Rule, cfa: int, at: Place, word: Word) -> int:
+        if rule.bp == "prev_sp":
+            return word(cfa + rule.bp_offset)
+        if rule.bp == "bp":
+            return word(at.fp + rule.bp_offset)
+        return at.fp

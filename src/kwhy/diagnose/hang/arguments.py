@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwhy.arch import of
-from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.case.evidence import JSON, MissingMemory
 from kwhy.diagnose.hang.memory import kernel_pointer
 from kwhy.diagnose.hang.stacks import Stack
@@ -32,8 +31,6 @@ _GIVES = frozenset({
     "mutex_unlock", "up_read", "up_write", "up", "rt_mutex_unlock", "percpu_up_write",
     "ww_mutex_unlock",
 })  # fmt: skip
-_NAMES = {"bx": "rbx", "bp": "rbp", "r12": "r12", "r13": "r13", "r14": "r14", "r15": "r15"}
-
 _MASK = (1 << 64) - 1
 
 
@@ -179,8 +176,8 @@ class Arguments:
             index, rest = divmod(address - base, 8)
             return stack.words[index] if not rest and 0 <= index < len(stack.words) else None
 
-        saved = {_NAMES[name]: value for name, value in stack.saved}
-        return self._recovery.stack(frames, saved, word, self._load, self._call(stack, word))
+        call = self._call(stack, word)
+        return self._recovery.stack(frames, dict(stack.saved), word, self._load, call)
 
     def _entry(self, symbol: Symbol) -> int | None:
         """Where the function starts of which ``symbol`` is the whole or the unlikely part."""
@@ -202,7 +199,7 @@ class Arguments:
         if stack.regs is None or table is None or stack.names[-2:-1] != (arch.syscall_dispatch,):
             return None
         number = word(stack.regs + arch.syscall_number)
-        name = SYSCALLS.get(number) if number is not None else None
+        name = arch.syscalls.get(number) if number is not None else None
         function = self._load(table + 8 * number, 8) if name and number is not None else None
         if function is None:
             return None

@@ -7,7 +7,7 @@ from kwhy.diagnose.hang.arguments import Arguments
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.objects import Objects
 from kwhy.diagnose.hang.stacks import Frame as Call
-from kwhy.diagnose.hang.stacks import Stack, Unwinder
+from kwhy.diagnose.hang.stacks import Stack, StackReader
 from kwhy.diagnose.hang.survey import Survey, survey
 from kwhy.diagnose.hang.tasks import Task as Seen
 from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS
@@ -30,7 +30,7 @@ def told(kernel: Kernel, pid: int) -> Task:
     if task is None:
         raise UsageError(f"no process or thread has the number {pid}")
     if task.address not in seen.stacks:  # an idle kernel thread: nobody waits for it
-        seen.stacks[task.address] = Unwinder(memory).stack(task)
+        seen.stacks[task.address] = StackReader(memory).stack(task)
     return Detail(kernel, seen).task(task, None)
 
 
@@ -42,14 +42,14 @@ class Detail:
         self._objects = Objects(seen.look)
         self._frames: dict[tuple[int, bool], Frame] = {}
         self._arguments = Arguments(kernel)
-        self._unwinder = Unwinder(seen.memory)
+        self._reader = StackReader(seen.memory)
         self._told = 0
 
     def task(self, task: Seen, waits_for: int | None) -> Task:
         """``task`` as the answer shows it; one that runs has no stack to show."""
         stack = self._seen.stacks.get(task.address)
         if stack is None:
-            stack = self._unwinder.halted(task)
+            stack = self._reader.halted(task)
         call = self._seen.user.arguments(stack) if stack else None
         since = self._seen.now - task.seen
         return Task(

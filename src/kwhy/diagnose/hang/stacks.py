@@ -9,12 +9,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kwhy.arch import x86_64_orc as orc
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.memory import Memory, kernel_pointer
 from kwhy.diagnose.hang.tasks import STACK_SIZE, Task
-from kwhy.kernel.orc import OrcTables
 from kwhy.kernel.symbols import Symbol, base_name
+from kwhy.kernel.unwind import Place, unwinder
 
 MAX_FRAMES = 128
 
@@ -95,19 +94,14 @@ class Shown:
         return self._words
 
 
-class Unwinder:
-    """Stacks by task; symbols and rules are looked up once per address."""
+class StackReader:
+    """Stacks by task; symbols are looked up once per address."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._tables = OrcTables(memory.kernel)
+        unwind = unwinder(memory.kernel)
+        self.asleep, self.up = unwind.asleep, unwind.up
         self._symbols: dict[int, Symbol | None] = {}
-        self._start = [
-            (name, memory.offset("struct inactive_task_frame", name))
-            for name in ("r15", "r14", "r13", "r12", "bx", "bp", "ret_addr")
-        ]
-        self._start_size = memory.size("struct inactive_task_frame")
-        self._regs_size = memory.size("struct pt_regs")
 
     def prefetch(self, tasks: list[Task]) -> None:
         """Fetch the used parts of many stacks at once."""
@@ -163,14 +157,10 @@ class Unwinder:
             self._symbols[address] = self._memory.kernel.symbols.at(address)
         return self._symbols[address]
 
-    def rule(self, address: int) -> orc.Rule | None:
-        """The unwind rule at a code address."""
-        return self._tables.rule(address)
-
 
 class _Walk:
-    def __init__(self, unwinder: Unwinder, task: Task, words: tuple[int, ...]) -> None:
-        self._u, self._task, self._words = unwinder, task, words
+    def __init__(self, reader: StackReader, task: Task, words: tuple[int, ...]) -> None:
+        self._u, self._task, self._words = reader, task, words
         self._frames: list[Frame] = []
         self._regs: int | None = None
 
@@ -181,63 +171,32 @@ class _Walk:
         return self._words[index]
 
     def stack(self) -> Stack:
-        base = self._task.sp
         try:
-            saved = {name: self._word(base + at) for name, at in self._u._start}
+            place, saved = self._u.asleep(self._task.sp, self._word)
         except LookupError:  # its stack pointer is torn
             return Stack(self._task)
-        pc, bp = saved.pop("ret_addr"), saved["bp"]
+        return self._from(place, saved)
+
+    def running(self, registers: dict[str, int]) -> Stack:
+        """From where a CPU was."""
+        return self._from(Place(registers["ip"], registers["sp"], registers["bp"], True), {})
+
+    def _from(self, place: Place, saved: dict[str, int]) -> Stack:
         try:
-            self._unwind(pc, base + self._u._start_size, bp)
+            self._unwind(place)
         except LookupError:
             self._guess()
         return Stack(self._task, tuple(self._frames), self._regs, self._words, tuple(saved.items()))
 
-    def running(self, registers: dict[str, int]) -> Stack:
-        """From where a CPU was."""
-        try:
-            self._unwind(registers["ip"], registers["sp"], registers["bp"], interrupted=True)
-        except LookupError:
-            self._guess()
-        return Stack(self._task, tuple(self._frames), self._regs, self._words)
-
-    def _unwind(self, pc: int, sp: int, bp: int, interrupted: bool = False) -> None:
-        while len(self._frames) < MAX_FRAMES:
-            rule = self._u.rule(pc if interrupted else pc - 1)
-            symbol = self._u.symbol(pc if interrupted else pc - 1)
-            if rule is None or rule.kind == "undefined":
+    def _unwind(self, at: Place | None) -> None:
+        while at is not None and len(self._frames) < MAX_FRAMES:
+            step = self._u.up(at, self._word)
+            symbol = self._u.symbol(at.pc if at.interrupted else at.pc - 1)
+            self._frames.append(Frame(at.pc, at.sp, step.cfa, symbol, at.interrupted))
+            self._regs = self._regs if step.regs is None else step.regs
+            if step.lost:
                 raise LookupError
-            if rule.kind == "end":
-                self._frames.append(Frame(pc, sp, sp, symbol, interrupted))
-                return
-            base = {"sp": sp, "bp": bp, "bp_indirect": bp, "sp_indirect": sp}.get(rule.sp)
-            if base is None:
-                raise LookupError
-            if rule.sp == "sp_indirect":
-                cfa = self._word(base) + rule.sp_offset
-            elif rule.sp == "bp_indirect":
-                cfa = self._word(base + rule.sp_offset)
-            else:
-                cfa = base + rule.sp_offset
-            if rule.bp == "prev_sp":
-                bp_next = self._word(cfa + rule.bp_offset)
-            elif rule.bp == "bp":
-                bp_next = self._word(bp + rule.bp_offset)
-            else:
-                bp_next = bp
-            self._frames.append(Frame(pc, sp, cfa, symbol, interrupted))
-            if rule.kind == "call":
-                pc, sp_next, interrupted = self._word(cfa - 8), cfa, rule.signal
-            else:
-                self._regs = cfa
-                if self._word(cfa + orc.IRET_CS) & 3:
-                    return
-                pc, sp_next = self._word(cfa + orc.IRET_RIP), self._word(cfa + orc.IRET_RSP)
-                bp_next = self._word(cfa + orc.REGS_RBP) if rule.kind == "regs" else bp
-                interrupted = True
-            if sp_next <= sp:
-                raise LookupError
-            sp, bp = sp_next, bp_next
+            at = step.caller
 
     def _guess(self) -> None:
         """Return addresses on the rest of the stack: what is left where the tables do not help."""

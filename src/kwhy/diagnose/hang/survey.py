@@ -9,7 +9,7 @@ from kwhy.diagnose.hang.kinds import Recognisers
 from kwhy.diagnose.hang.locks import Locks
 from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.memory import Memory
-from kwhy.diagnose.hang.stacks import Stack, Unwinder
+from kwhy.diagnose.hang.stacks import Stack, StackReader
 from kwhy.diagnose.hang.tasks import Task, Tasks
 from kwhy.diagnose.hang.user import UserMemory
 
@@ -35,10 +35,10 @@ class Survey:
 def survey(memory: Memory) -> Survey:
     """Look at everything once. Raises MissingMemory, LookupError when not even tasks are found."""
     tasks = Tasks(memory)
-    unwinder = Unwinder(memory)
+    reader = StackReader(memory)
     sleeping = [task for task in tasks.by_address.values() if task.asleep and task.state != "I"]
-    unwinder.prefetch(sleeping)
-    stacks = {task.address: unwinder.stack(task) for task in sleeping}
+    reader.prefetch(sleeping)
+    stacks = {task.address: reader.stack(task) for task in sleeping}
     user = UserMemory(memory)
     locks = Locks(memory, tasks, stacks)
     now = newest_clock(memory)

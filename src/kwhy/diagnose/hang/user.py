@@ -3,14 +3,14 @@
 import struct
 from collections.abc import Iterable, Iterator
 
-from kwhy.arch import x86_64
-from kwhy.arch.x86_64_syscalls import SYSCALLS
+from kwhy import arch as architectures
 from kwhy.case.evidence import PAGE, MissingMemory
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.diagnose.hang.tasks import Task
+from kwhy.errors import FeatureError
+from kwhy.kernel.pagetable import PageTables
 
-_ENTRY = ("entry_SYSCALL", "do_syscall_64", "x64_sys_call")
 _MAX_FDS = 65536
 
 #: Which arguments of a call are paths, and which are descriptors of open files.
@@ -38,20 +38,21 @@ class UserMemory:
 
     def __init__(self, memory: Memory) -> None:
         self._m = memory
-        self._direct: int | None = None
-        self._levels = 0
+        self._arch = architectures.of(memory.kernel.arch)
+        self._tables = PageTables(memory.kernel, memory.read)
 
     def arguments(self, stack: Stack) -> tuple[str, tuple[int, ...]] | None:
         """(system call, its six argument registers), None outside of one."""
-        if stack.regs is None or not any(n.startswith(_ENTRY) for n in stack.names[-3:]):
+        arch = self._arch
+        entered = any(name.startswith(arch.syscall_entries) for name in stack.names[-3:])
+        if stack.regs is None or not entered:
             return None
-        arch = x86_64.ARCH
         try:
-            raw = self._m.read(stack.regs, 168)
+            raw = self._m.read(stack.regs, self._m.size("struct pt_regs"))
         except MissingMemory:
             return None
         number = struct.unpack_from("<q", raw, arch.syscall_number)[0]
-        name = SYSCALLS.get(number)
+        name = arch.syscalls.get(number)
         if name is None:
             return None
         return name, tuple(struct.unpack_from("<Q", raw, at)[0] for at in arch.syscall_arguments)
@@ -66,8 +67,8 @@ class UserMemory:
                 if physical is None:
                     return None
                 piece = min(PAGE - at % PAGE, size - len(out))
-                out += self._m.read(self._base() + physical + at % PAGE, piece)
-        except (MissingMemory, LookupError):
+                out += self._tables.physical(physical + at % PAGE, piece)
+        except (MissingMemory, LookupError, FeatureError):
             return None
         return out
 
@@ -89,32 +90,13 @@ class UserMemory:
                 return raw.split(b"\0")[0].decode("utf-8", "replace")
         return raw.decode("utf-8", "replace") + "…"
 
-    def _base(self) -> int:
-        if self._direct is None:
-            self._direct = self._m.u64(self._m.symbol("page_offset_base"))
-        return self._direct
-
     def _translate(self, task: Task, page: int) -> int | None:
-        """Physical address of a user page: Intel SDM volume 3, 4-level and 5-level paging."""
+        """Physical address of a user page."""
         if not task.mm or page >> 56:
             return None
-        m = self._m
-        table = m.value("struct mm_struct", task.mm, "pgd") - self._base()
-        self._levels = self._levels or (5 if self._five_levels() else 4)
-        for level in range(self._levels - 1, -1, -1):
-            index = page >> 12 + 9 * level & 511
-            entry = m.u64(self._base() + table + 8 * index)
-            if not entry & 1:
-                return None
-            table = entry & 0x000FFFFFFFFFF000
-            if level and entry & 0x80:
-                span = 1 << 12 + 9 * level
-                return (table & -span) + page % span
-        return table
-
-    def _five_levels(self) -> bool:
-        enabled = self._m.kernel.symbols.address("__pgtable_l5_enabled")
-        return enabled is not None and bool(int.from_bytes(self._m.read(enabled, 4), "little"))
+        table = self._m.value("struct mm_struct", task.mm, "pgd") - self._tables.base
+        mapped = self._tables.walk(table, page)
+        return mapped.physical if mapped else None
 
 
 class Files:
