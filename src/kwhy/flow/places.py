@@ -109,8 +109,8 @@ class Places:
             state = _met(ways, start)
             for place, name in state.names.items():
                 if name.base == ("meet", start, place):
-                    either = {way.names[place] for way in ways} - {name}
-                    self.made[name.base] = ("either", *either)
+                    met = dict.fromkeys(way.names[place] for way in ways)
+                    self.made[name.base] = ("either", *(way for way in met if way != name))
             if states.get(start) == state:
                 continue
             visits += 1
