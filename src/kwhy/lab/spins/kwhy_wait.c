@@ -333,8 +333,9 @@ static ssize_t wait_write(struct file *file, const char __user *buffer, size_t s
 	strim(name);
 	if (!strcmp(name, "release")) {
 		wait_repair(state);
+		/* Not read_unlock(): preemption is the business of the thread that took it. */
 		if (state->guard.raw_lock.wlocked == 0 && atomic_read(&state->guard.raw_lock.cnts))
-			read_unlock(&state->guard);
+			arch_read_unlock(&state->guard.raw_lock);
 		return size;
 	}
 	wait_prepare(state);
