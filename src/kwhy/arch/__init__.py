@@ -28,7 +28,8 @@ class Arch:
 
     ``arguments`` are the registers of the calling convention in order, ``result`` the register of
     the returned value, ``clobbered`` those that a call may change. ``syscall_arguments`` are the
-    members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets.
+    members of ``struct pt_regs`` that hold a system call's arguments, as byte offsets;
+    ``syscall_result`` are the possible places of its result, from the end of the kernel stack.
     ``syscall_table`` is the table of functions that ``syscall_dispatch`` calls, by number;
     ``syscalls`` has their names. A stack whose outermost functions begin with one of
     ``syscall_entries`` is that of a system call.
@@ -44,6 +45,7 @@ class Arch:
     stack: str
     clobbered: frozenset[str]
     syscall_arguments: tuple[int, ...]
+    syscall_result: tuple[int, ...]
     syscall_number: int
     syscall_prefixes: tuple[str, ...]
     syscall_table: str

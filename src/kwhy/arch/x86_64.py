@@ -484,6 +484,8 @@ ARCH = Arch(
     clobbered=frozenset(["rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"]),
     # struct pt_regs: di, si, dx, r10, r8, r9; the number is orig_ax.
     syscall_arguments=(112, 104, 96, 56, 72, 64),
+    # ax, 80 of 168 bytes; with CONFIG_X86_FRED 16 more lie behind (TOP_OF_KERNEL_STACK_PADDING).
+    syscall_result=(-88, -104),
     syscall_number=120,
     syscall_prefixes=(
         "__x64_sys_",

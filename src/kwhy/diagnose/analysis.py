@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kwhy.arch import Arch
+from kwhy.diagnose import barred
 from kwhy.diagnose.sites import DEFAULT, case_label, following, held, instead, locate
 from kwhy.flow.cfg import Code, Function, base_name
 from kwhy.flow.decide import Passing
@@ -56,8 +57,7 @@ def analyse(
     watched = watched or Watched()
     entry = record.entry
     if entry is None:
-        note = "the system call's own function was not seen"
-        return Analysis(record, Tracer(code), [], watched, [note])
+        return _barred(kernel, code, record, watched)
     _prefetch(kernel, record)
     hits, armed = watched.hits, watched.armed
     tracer = _tracer(kernel, code, hits, armed, oracle=False)
@@ -69,6 +69,17 @@ def analyse(
         if better:
             tracer, findings = second, better
     return Analysis(record, tracer, findings, watched, [*watched.notes, *tracer.notes])
+
+
+def _barred(kernel: Kernel, code: Code, record: SyscallRecord, watched: Watched) -> Analysis:
+    """Of a call whose own function was not entered."""
+    tracer = _tracer(kernel, code, {}, frozenset(), oracle=False)
+    call = barred.filtered(tracer, record)
+    if call is None:
+        note = "the system call's own function was not seen"
+        return Analysis(record, tracer, [], watched, [note])
+    findings = barred.findings(tracer, record, call)
+    return Analysis(record, tracer, findings, watched, [barred.NOTE, *tracer.notes])
 
 
 def _tracer(

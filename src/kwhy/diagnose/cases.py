@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kwhy.diagnose.sites import Site, asked, locate
+from kwhy.diagnose.sites import Site, asked, led_to, locate
 from kwhy.diagnose.words import Words
 from kwhy.flow.explore import Decision, Node
 from kwhy.flow.origin import Finding
 from kwhy.flow.terms import parts
 from kwhy.kernel.model import Kernel
+from kwhy.record.errno import errno_name
 
 
 @dataclass(slots=True)
@@ -72,11 +73,22 @@ def _joined(kernel: Kernel, cases: list[Case]) -> list[Case]:
     return kept
 
 
+_IS_ERR = re.compile(r"(?:unlikely\()?IS_ERR\(")
+
+
 def _tests(kernel: Kernel, test: Case, case: Case) -> bool:
-    """Whether ``test`` asks a variable that was given what ``case``'s inlined function returned."""
+    """Whether ``test`` asks a variable that was given what ``case``'s inlined function returned.
+
+    Not where it hands on the error that was made in there: ``if (IS_ERR(parent)) return parent;``.
+    """
     inner, outer = case.site, test.site
     if inner is None or outer is None or outer.condition is None:
         return False
+    if _IS_ERR.match(outer.condition.core):
+        made = led_to(kernel, outer, not outer.condition.negated)
+        error = errno_name(case.finding.frame.want)
+        if made is None or re.search(rf"-{error}\b", made.text) is None:
+            return False
     if not inner.inlined or test.finding.frame.function is not case.finding.frame.function:
         return False
     frames = itertools.pairwise(kernel.frames(inner.address))

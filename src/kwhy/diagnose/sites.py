@@ -154,6 +154,8 @@ def truth(
         found = _by_chain(kernel, site, condition, other_way)
     if found is None and error is not None:
         found = _by_error(kernel, site, condition, error)
+    if found is None:
+        found = _by_skipping(kernel, site, condition, after)
     if found is None and (guess or not inside):
         found = polarity
     return found
@@ -179,6 +181,26 @@ def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str
             statement is not None and re.search(rf"-{error}\b", statement.text) is not None
         )
     return sides[0] if sides[0] != sides[1] else None
+
+
+_LEAVES = re.compile(r"(?:return|goto|break|continue)\b")
+
+
+def _by_skipping(
+    kernel: Kernel, site: Site, condition: SourceCondition, after: list[int]
+) -> bool | None:
+    """Where the statement of an ``if`` leaves for elsewhere, what is behind it runs without it."""
+    parsed = kernel.parsed(site.file) if site.file else None
+    if parsed is None or condition.then_line is None or condition.else_line is not None:
+        return None
+    leaving = parsed.statement(condition.then_line)
+    behind = led_to(kernel, site, False)
+    if leaving is None or behind is None or not _LEAVES.match(leaving.text):
+        return None
+    line = next(
+        (x for x in _lines(kernel, site, after) if not condition.start <= x <= condition.end), None
+    )
+    return False if line == behind.start else None
 
 
 _CALL = re.compile(r"(\w+)\(")

@@ -533,9 +533,9 @@ class Tracer:
     def _writer(self, frame: Frame, key: Any, nodes: list[Node], depth: int) -> list[Finding]:
         """Findings in the callee that wrote the stack slot whose content was returned."""
         _, address, size, epoch = key
-        if epoch[0] != frame.number or not isinstance(epoch[1], tuple) or epoch[1][0] != "call":
+        last = _seen_by(epoch[1])
+        if epoch[0] != frame.number or last is None:
             return []
-        last = epoch[1][1]
         keep = prune(nodes)
         observed = frame.explorer.observed
         for k in range(min(last, len(observed) - 1), -1, -1):
@@ -567,7 +567,7 @@ class Tracer:
             frame.want, min(size, 4), explorer, exploration,
         )  # fmt: skip
         base, offset = split(address)
-        constant: list[Node] = []
+        made: dict[str, list[Node]] = {}
         onward: dict[Any, list[Node]] = {}
         for node in exploration.returns:
             assert node.leaving is not None
@@ -577,8 +577,8 @@ class Tracer:
             if assume(node.leaving.witnessed, "eq", cell[1], goal, min(size, 4)) is None:
                 continue
             kind = self._source(below, node.leaving, cell[1])
-            if kind[0] == "constant":
-                constant.append(node)
+            if kind[0] in ("constant", "memory"):
+                made.setdefault(kind[0], []).append(node)
             elif kind[0] in ("callee", "written"):
                 onward.setdefault(kind, []).append(node)
         out: list[Finding] = []
@@ -587,8 +587,8 @@ class Tracer:
                 out += self._into(below, kind[1], nodes, depth + 1) or []
             else:
                 out += self._writer(below, kind, nodes, depth + 1)
-        if constant:
-            finding = self._here(below, "constant", constant)
+        for source, nodes in made.items():
+            finding = self._here(below, source, nodes)
             finding.notes.append("returned through memory")
             out.append(finding)
         if not out:
@@ -634,6 +634,13 @@ def _upwards(frame: Frame | None) -> Iterator[Frame]:
     while frame is not None:
         yield frame
         frame = frame.parent
+
+
+def _seen_by(place: Any) -> int | None:
+    """How many observations came before the place that an epoch is named after."""
+    while isinstance(place, tuple):
+        place = place[1] if place[0] in ("call", "loop") else place[0]
+    return place if isinstance(place, int) else None
 
 
 def _passed(place: tuple[Any, ...], value: Term) -> Term:

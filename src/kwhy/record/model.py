@@ -94,7 +94,8 @@ class SyscallRecord:
     `calls` are its own calls from the root on, interrupts taken out (`interrupts`); `entry` is the
     call of its own function (``__x64_sys_ioctl``), somewhere below a root. `index` is the window's
     number in the recording. `lost`: events were lost while it ran, so that calls may be
-    missing. `compat`: made by a 32-bit program.
+    missing. `compat`: made by a 32-bit program. `barred`: only its exit was traced (see
+    ``Windows``), so that `args` are not known.
     """
 
     pid: int
@@ -113,6 +114,7 @@ class SyscallRecord:
     interrupts: list[Call] = field(default_factory=list)
     entry: Call | None = None
     compat: bool = False
+    barred: bool = False
     notes: list[str] = field(default_factory=list)
 
     def walk(self) -> Iterator[Call]:

@@ -194,6 +194,7 @@ class Recording:
             lost=self._lost_between(begin, end),
             probes=self._hits(rows),
             index=index,
+            barred=bool(w.barred[index]),
         )
         self._trees(record, rows)
         for call in record.walk():

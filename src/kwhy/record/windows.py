@@ -23,7 +23,9 @@ class Windows:
 
     `exit_row` is -1 for calls still open at the end (exit, exit_group, killed, cut off), whose
     `ret` is 0 and `exit` the end of the recording; `enter_row` is -1 for those that began before
-    (a child's return from fork among them), whose `enter` is 0.
+    (a child's return from fork among them), whose `enter` is 0, and for those that were `barred`:
+    a seccomp filter answers before the entry is traced (syscall_trace_enter()), the exit is traced
+    all the same. Their `enter` is the end of the task's call before.
     """
 
     tid: npt.NDArray[np.int32]
@@ -33,6 +35,7 @@ class Windows:
     exit: U64
     enter_row: I64
     exit_row: I64
+    barred: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.tid)
@@ -44,9 +47,9 @@ class Windows:
 
     @property
     def failed(self) -> npt.NDArray[np.bool_]:
-        """Complete calls whose result is an error number."""
+        """Complete or barred calls whose result is an error number."""
         error = (self.ret >= -MAX_ERRNO) & (self.ret < 0) & (self.nr != RT_SIGRETURN)
-        return np.asarray(error & self.complete, np.bool_)
+        return np.asarray(error & (self.complete | self.barred), np.bool_)
 
 
 def pair(events: Events, enter: Format, leave: Format) -> Windows:
@@ -75,22 +78,27 @@ def pair(events: Events, enter: Format, leave: Format) -> Windows:
     entries = np.flatnonzero(~is_exit)
     orphans = np.flatnonzero(is_exit & ~paired_exit)
     done = follows[entries]
+    after = np.zeros(len(rows), np.bool_)  # row i - 1 is the end of the same task's call before
+    after[1:] = (tid[:-1] == tid[1:]) & is_exit[:-1]
+    barred = after[orphans] & (nr[orphans] >= 0)
+    since = np.where(barred, time[np.maximum(orphans, 1) - 1], np.uint64(0))
     partner = np.where(done, entries + 1, entries)
     last = events.time.max() if len(events) else np.uint64(0)
     made = Windows(
         tid=np.concatenate([tid[entries], tid[orphans]]),
         nr=np.concatenate([nr[entries], nr[orphans]]),
         ret=np.concatenate([np.where(done, ret[partner], 0), ret[orphans]]),
-        enter=np.concatenate([time[entries], np.zeros(len(orphans), np.uint64)]),
+        enter=np.concatenate([time[entries], since]),
         exit=np.concatenate([np.where(done, time[partner], last), time[orphans]]),
         enter_row=np.concatenate([rows[entries], np.full(len(orphans), -1, np.int64)]),
         exit_row=np.concatenate([np.where(done, rows[partner], -1), rows[orphans]]),
+        barred=np.concatenate([np.zeros(len(entries), np.bool_), barred]),
     )
     key = np.where(made.enter_row >= 0, made.enter, made.exit)
     final = np.argsort(key, kind="stable")
     return Windows(
         made.tid[final], made.nr[final], made.ret[final], made.enter[final], made.exit[final],
-        made.enter_row[final], made.exit_row[final],
+        made.enter_row[final], made.exit_row[final], made.barred[final],
     )  # fmt: skip
 
 
