@@ -154,8 +154,10 @@ def truth(
         found = _by_chain(kernel, site, condition, other_way)
     if found is None and error is not None:
         found = _by_error(kernel, site, condition, error)
-    if found is None:
-        found = _by_skipping(kernel, site, condition, after)
+    if found is None and _skips(kernel, site, condition, after):
+        found = False
+    if found is None and _skips(kernel, site, condition, other_way):
+        found = True
     if found is None and (guess or not inside):
         found = polarity
     return found
@@ -186,21 +188,21 @@ def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str
 _LEAVES = re.compile(r"(?:return|goto|break|continue)\b")
 
 
-def _by_skipping(
-    kernel: Kernel, site: Site, condition: SourceCondition, after: list[int]
-) -> bool | None:
-    """Where the statement of an ``if`` leaves for elsewhere, what is behind it runs without it."""
+def _skips(
+    kernel: Kernel, site: Site, condition: SourceCondition, addresses: list[int]
+) -> bool:
+    """Whether a way goes on right behind an ``if`` whose own statement leaves for elsewhere."""
     parsed = kernel.parsed(site.file) if site.file else None
     if parsed is None or condition.then_line is None or condition.else_line is not None:
-        return None
+        return False
     leaving = parsed.statement(condition.then_line)
     behind = led_to(kernel, site, False)
     if leaving is None or behind is None or not _LEAVES.match(leaving.text):
-        return None
-    line = next(
-        (x for x in _lines(kernel, site, after) if not condition.start <= x <= condition.end), None
-    )
-    return False if line == behind.start else None
+        return False
+    for line in _lines(kernel, site, addresses):
+        if not condition.start <= line <= condition.end:
+            return line == behind.start
+    return False
 
 
 _CALL = re.compile(r"(\w+)\(")

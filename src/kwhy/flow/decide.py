@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kwhy.flow.cfg import Function
 from kwhy.flow.explore import Decision, Explorer, Node, entry_state, is_error
-from kwhy.flow.outcome import may_differ, may_succeed
+from kwhy.flow.outcome import Result, in_register, may_differ, may_succeed
 from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
 from kwhy.flow.terms import Term, mask, sym
 
@@ -37,12 +37,19 @@ class Decider:
         self._open: dict[Any, bool] = {}
         self._settled: dict[int, dict[int, list[State]]] = {}
 
-    def deciding(self, explorer: Explorer, want: int, size: int, nodes: list[Node]) -> list[Edge]:
-        """The deciding branches of all ways to ``nodes``, where ``want`` was returned."""
-        same = frozenset(node.result for node in nodes if node.result is not None)
+    def deciding(
+        self,
+        explorer: Explorer,
+        want: int,
+        size: int,
+        nodes: list[Node],
+        result: Result = in_register,
+    ) -> list[Edge]:
+        """The deciding branches of all ways to ``nodes``, where ``want`` was the ``result``."""
+        same = frozenset(value for node in nodes if (value := result(node)) is not None)
 
         def passed(node: Node, decision: Decision, strictly: bool) -> bool:
-            if not self._is_open(explorer, node, decision, want, size, same):
+            if not self._is_open(explorer, node, decision, want, size, same, result):
                 return True
             kind = self.passing(explorer.function, node, decision) if self.passing else None
             if kind == "guard" and not _may_succeed(explorer, node, decision):
@@ -62,11 +69,12 @@ class Decider:
         want: int,
         size: int,
         same: frozenset[Term],
+        result: Result,
     ) -> bool:
         key = (id(node), decision.address, decision.taken, decision.index, same)
         if key not in self._open:
             self._open[key] = any(
-                may_differ(explorer, start, state, want & mask(size), size, same)
+                may_differ(explorer, start, state, want & mask(size), size, same, result)
                 for start, state in _other_ways(explorer, node, decision)
             )
         return self._open[key]

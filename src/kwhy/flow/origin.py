@@ -24,6 +24,7 @@ from kwhy.flow.explore import (
     entry_state,
     prune,
 )
+from kwhy.flow.outcome import Result, in_register
 from kwhy.flow.state import EMPTY, Cells, State, split
 from kwhy.flow.terms import (
     Intervals,
@@ -432,9 +433,12 @@ class Tracer:
             return [self._here(frame, "memory", nodes)]
         return [self._here(frame, key[0], nodes)]
 
-    def _here(self, frame: Frame, kind: Any, nodes: list[Node]) -> Finding:
-        value: Term = frame.want & mask(8) if nodes[0].result is None else nodes[0].result
-        edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes)
+    def _here(
+        self, frame: Frame, kind: Any, nodes: list[Node], result: Result = in_register
+    ) -> Finding:
+        made = result(nodes[0])
+        value: Term = frame.want & mask(8) if made is None else made
+        edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes, result)
         return Finding(kind, frame, value, edges, nodes)
 
     def _given(self, frame: Frame, argument: Any, depth: int) -> list[Finding]:
@@ -567,16 +571,22 @@ class Tracer:
             frame.want, min(size, 4), explorer, exploration,
         )  # fmt: skip
         base, offset = split(address)
+
+        def written(node: Node) -> Term | None:
+            assert node.leaving is not None
+            cell = node.leaving.memory.get(base, EMPTY).get(offset)
+            return None if cell is None else cell[1]
+
         made: dict[str, list[Node]] = {}
         onward: dict[Any, list[Node]] = {}
         for node in exploration.returns:
             assert node.leaving is not None
-            cell = node.leaving.memory.get(base, EMPTY).get(offset)
-            if cell is None:
+            value = written(node)
+            if value is None:
                 continue
-            if assume(node.leaving.witnessed, "eq", cell[1], goal, min(size, 4)) is None:
+            if assume(node.leaving.witnessed, "eq", value, goal, min(size, 4)) is None:
                 continue
-            kind = self._source(below, node.leaving, cell[1])
+            kind = self._source(below, node.leaving, value)
             if kind[0] in ("constant", "memory"):
                 made.setdefault(kind[0], []).append(node)
             elif kind[0] in ("callee", "written"):
@@ -588,7 +598,7 @@ class Tracer:
             else:
                 out += self._writer(below, kind, nodes, depth + 1)
         for source, nodes in made.items():
-            finding = self._here(below, source, nodes)
+            finding = self._here(below, source, nodes, written)
             finding.notes.append("returned through memory")
             out.append(finding)
         if not out:

@@ -5,10 +5,18 @@ from typing import Any
 
 from kwhy.flow.explore import Explorer, Node
 from kwhy.flow.state import State
-from kwhy.flow.terms import Facts, Term, assume, mask, parts
+from kwhy.flow.terms import Term, assume, mask, parts
 
 MAX_STEPS, MAX_STATES = 1000, 8
 """Segments gone through from one point, and states told apart at one place, before it is enough."""
+
+
+Result = Callable[[Node], Term | None]
+
+
+def in_register(node: Node) -> Term | None:
+    """What is returned at a node, in the result register."""
+    return node.result
 
 
 def may_differ(
@@ -18,17 +26,23 @@ def may_differ(
     want: int,
     size: int,
     same: frozenset[Term] = frozenset(),
+    result: Result = in_register,
 ) -> bool:
     """Whether some continuation from here, unobserved, can return other than ``want``.
 
     Other arguments may come with it, but not other values of the terms in ``same``, which are
     what was returned. Only a path that shows it counts: no answer within bounds is no.
+    ``result`` is where a result is found at a return; None there is another one than ``want``.
     """
 
-    def differs(term: Term, facts: Facts) -> bool:
+    def differs(node: Node) -> bool:
+        assert node.leaving is not None
+        term = result(node)
+        if term is None:
+            return True
         if term in same or _joined(term):
             return False
-        return assume(facts, "ne", term, want, size) is not None
+        return assume(node.leaving.facts, "ne", term, want, size) is not None
 
     return _may_return(explorer, start, state, differs)
 
@@ -36,7 +50,9 @@ def may_differ(
 def may_succeed(explorer: Explorer, start: int, state: State) -> bool:
     """Whether some continuation from here, unobserved, can return what is no error number."""
 
-    def succeeds(term: Term, facts: Facts) -> bool:
+    def succeeds(node: Node) -> bool:
+        assert node.leaving is not None and node.result is not None
+        term, facts = node.result, node.leaving.facts
         if _joined(term) or assume(facts, "ult", term, -4095 & mask(4), 4) is None:
             return False
         pointer = isinstance(term, int) and term > mask(4)
@@ -46,7 +62,7 @@ def may_succeed(explorer: Explorer, start: int, state: State) -> bool:
 
 
 def _may_return(
-    explorer: Explorer, start: int, state: State, wanted: Callable[[Term, Facts], bool]
+    explorer: Explorer, start: int, state: State, wanted: Callable[[Node], bool]
 ) -> bool:
     first = Node(explorer.function.segments[start], 0, state)
     todo = [first]
@@ -75,10 +91,8 @@ def _may_return(
                     explorer.widen(after, joined[like], like)
                 joined[like] = after
             todo.append(child)
-        if node.result is not None:
-            assert node.leaving is not None
-            if wanted(node.result, node.leaving.facts):
-                return True
+        if node.result is not None and wanted(node):
+            return True
     return False
 
 

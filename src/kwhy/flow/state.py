@@ -136,7 +136,7 @@ def evaluate(state: State, expr: Expr, place: Any) -> Term:
 def load(state: State, address: Term, size: int) -> Term:
     """Memory at a term address: what was stored or read there before, else a new term."""
     base, offset = split(address)
-    _follow(state, base)
+    _follow(state, base, offset)
     cells = state.memory.get(base, EMPTY)
     cell = cells.get(offset)
     if cell is not None and cell[0] >= size:
@@ -149,9 +149,16 @@ def load(state: State, address: Term, size: int) -> Term:
     return value
 
 
-def _follow(state: State, base: Term) -> None:
+STRUCTURE = 1 << 20
+"""Offsets up to this are into what a pointer points to; larger ones are places of their own, of a
+table that the "base" is an index into."""
+
+
+def _follow(state: State, base: Term, offset: int) -> None:
     """Note that a pointer was followed without a fault: it is not NULL, nor an error pointer."""
-    if isinstance(base, tuple) and base[0] in ("ret", "mem", "init") and not _is_stack(base):
+    if not isinstance(base, tuple) or abs(offset) > STRUCTURE or _is_stack(base):
+        return
+    if base[0] in ("ret", "init") or (base[0] == "mem" and base[2] == 8):
         facts = assume(state.facts, "ugt", base, 4095, 8)
         facts = facts if facts is None else assume(facts, "ult", base, -4095 & mask(8), 8)
         if facts is None:
@@ -163,7 +170,7 @@ def _follow(state: State, base: Term) -> None:
 def store(state: State, address: Term, size: int, value: Term, place: Any) -> None:
     """Write memory: exact cells change, whatever may overlap is forgotten."""
     base, offset = split(address)
-    _follow(state, base)
+    _follow(state, base, offset)
     if isinstance(base, tuple) and base[0] == "lost":
         forget_memory(state, place)
         return
