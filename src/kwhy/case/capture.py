@@ -13,7 +13,7 @@ from kwhy.case.live import LiveEvidence
 from kwhy.errors import FeatureError, LinkError, UsageError
 
 TAIL = 4096
-HOLD = 60.0
+HOLD = 150.0
 """Seconds that a command is kept at its exit when the desk is slow, or gone."""
 MAX_PAGES = 512 << 20
 """Bytes of raw trace that one round keeps; what came first is dropped beyond it, and counted."""

@@ -1,5 +1,6 @@
 """One failed call analysed: where its errno can have been made, and which probes would tell."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from kwhy.record.errno import errno_name
 from kwhy.record.model import Call, SyscallRecord
 
 MAX_PROBES = 48
+BPF_CALL = "bpf_dispatcher_nop_func"
+"""Inlined wherever a BPF program is called (include/linux/bpf.h), which the tracer does not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,10 @@ def _tracer(
         sites = (locate(kernel, d.address) for _, d in finding.deciding)
         return any(made.search(_body(kernel, site.file, site.function)) for site in sites)
 
+    @functools.cache
+    def program(address: int) -> bool:
+        return any(frame.function == BPF_CALL for frame in kernel.frames(address))
+
     return Tracer(
         code,
         hits=hits,
@@ -137,6 +144,7 @@ def _tracer(
         oracle=oracle,
         passing=passing,
         spelled=spelled,
+        quiet=program,
     )
 
 

@@ -151,7 +151,8 @@ class Describer:
             expr = self.words.condition(decision.condition, True)
         else:
             expr = self.words.condition(decision.condition, decision.taken)
-        statement = led_to(self.kernel, site, truth)
+        case = case_label(self.kernel, site, node, decision)
+        statement = led_to(self.kernel, site, truth, case)
         return Condition(
             file=site.file,
             line=site.line,
@@ -165,7 +166,7 @@ class Describer:
             if statement
             else None,
             atom=source.atom if source and source.certain and source.atom != source.text else None,
-            case=case_label(self.kernel, site, node, decision),
+            case=case,
         )
 
     def operands(self, node: Node, decision: Decision, finding: Finding) -> tuple[Operand, ...]:

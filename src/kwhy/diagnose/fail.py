@@ -127,6 +127,7 @@ def _failed_call(record: SyscallRecord) -> FailedCall:
         args=tuple(f"{a & ((1 << 64) - 1):#x}" for a in record.args),
         ret=record.ret,
         errno=errno_name(record.ret) or str(record.ret),
+        barred=record.barred and record.entry is None,
     )
 
 

@@ -360,12 +360,15 @@ def _lines(kernel: Kernel, site: Site, addresses: Iterable[int]) -> Iterator[int
                 yield frame.line
 
 
-def led_to(kernel: Kernel, site: Site, truth: bool) -> Statement | None:
-    """The statement that the condition's outcome leads to."""
+def led_to(kernel: Kernel, site: Site, truth: bool, case: str | None = None) -> Statement | None:
+    """The statement that the condition's outcome, or the ``case`` of a switch, leads to."""
     condition = site.condition
     parsed = kernel.parsed(site.file) if site.file else None
     if condition is None or parsed is None:
         return None
+    own = parsed.case_statement(case, condition.start) if case is not None else None
+    if own is not None:
+        return own
     line = condition.then_line if truth else condition.else_line
     if line is not None:
         return parsed.statement(line)

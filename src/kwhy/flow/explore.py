@@ -102,7 +102,8 @@ class Exploration:
 class Explorer:
     """Walks one frame. ``armed`` are the probed addresses: none of them runs without a hit.
 
-    ``result_facts`` may know more of what the k-th observed callee returned.
+    ``result_facts`` may know more of what the k-th observed callee returned, ``quiet`` whether an
+    indirect call (by its address) goes to what no tracer sees.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Explorer:
         result_facts: Callable[[int], dict[int, Intervals]] | None = None,
         arguments: Callable[[int], int | None] | None = None,
         armed: frozenset[int] = frozenset(),
+        quiet: Callable[[int], bool] | None = None,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -128,6 +130,7 @@ class Explorer:
         self.result_facts = result_facts
         self.arguments = arguments
         self.probed = armed
+        self.quiet = quiet
 
     # --- which segments can be on a path at all -------------------------------------------
 
@@ -151,7 +154,8 @@ class Explorer:
                 ):
                     return seen + 1
         if target is None:
-            return seen if self.relaxed else None
+            quiet = self.quiet is not None and self.quiet(segment.last.address)
+            return seen if self.relaxed or quiet else None
         if self.code.name(target) in NORETURN or self.code.traceable(target):
             return None
         return seen

@@ -118,6 +118,7 @@ class Tracer:
     ``returns_error`` whether it can be an error number (an id of -1 is none).
     ``passing`` tells that the source merely passes by a branch (see ``Decider``), ``spelled``
     whether it makes the wanted error in the frame of a finding itself.
+    ``quiet`` is Explorer's.
     ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
     """
 
@@ -133,6 +134,7 @@ class Tracer:
         oracle: bool = False,
         passing: Callable[[Function, Node, Decision], Passing | None] | None = None,
         spelled: Callable[[Finding], bool] | None = None,
+        quiet: Callable[[int], bool] | None = None,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -144,6 +146,7 @@ class Tracer:
         self.oracle = oracle
         self.decider = Decider(passing)
         self.spelled = spelled
+        self.quiet = quiet
         self.notes: list[str] = []
         self.work = 0
         self.cut = False
@@ -181,6 +184,7 @@ class Tracer:
                 result_facts=functools.partial(self._result_facts, items, depth),
                 arguments=self.arity,
                 armed=armed,
+                quiet=self.quiet,
             )
             result = explorer.run(entry.copy())
             self.work += result.nodes

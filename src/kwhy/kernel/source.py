@@ -206,15 +206,41 @@ class SourceFile(ParsedFile):
         "default" for that one, None when the line is in no case of it.
         """
         for node in up(self.node(line, 0)):
-            if node.type != "case_statement":
-                continue
-            head = next((n for n in up(node) if n.type == "switch_statement"), node)
-            test = condition_node(head)
-            if test is None or not head.start_point[0] < switch <= test.end_point[0] + 1:
-                continue
-            value = node.child_by_field_name("value")
-            return "default" if value is None else self.one_line(value)
+            if self._is_case(node, switch):
+                return self._case(node)
         return None
+
+    def case_statement(self, label: str, switch: int) -> Statement | None:
+        """The first statement of a case, by its label, of the switch that is headed at ``switch``.
+
+        Of cases that share their statements it is the last that has them.
+        """
+        stack = [statement_of(self.node(switch, 0))]
+        found = False
+        while stack:
+            node = stack.pop()
+            if node is None:
+                continue
+            if self._is_case(node, switch):
+                found = found or self._case(node) == label
+                value = node.child_by_field_name("value")
+                inner = [n for n in node.named_children if n != value and n.type != "comment"]
+                if found and inner:
+                    return self._as_statement(inner[0])
+            stack += reversed(node.children)
+        return None
+
+    def _is_case(self, node: Any, switch: int) -> bool:
+        """Whether a node is a case of the switch whose head has that line."""
+        if node.type != "case_statement":
+            return False
+        head = next((n for n in up(node) if n.type == "switch_statement"), node)
+        test = condition_node(head)
+        return test is not None and head.start_point[0] < switch <= test.end_point[0] + 1
+
+    def _case(self, node: Any) -> str:
+        value = node.child_by_field_name("value")
+        return "default" if value is None else self.one_line(value)
 
     def guards(self, line: int, column: int = 0) -> list[Guard]:
         """Conditions whose branches enclose a position, outermost first."""

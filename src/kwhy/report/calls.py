@@ -307,6 +307,8 @@ def decode(call: FailedCall) -> FailedCall:
 
 def text(call: FailedCall) -> str:
     """The call as strace would print it: ``ioctl(3, TCSETSW, …)``; an ellipsis is an address."""
+    if call.barred:
+        return f"{call.syscall}(?)"
     return f"{call.syscall}({', '.join(decode(call).decoded)})"
 
 

@@ -74,8 +74,13 @@ class Answers(Protocol):
 
 
 def attach(verdict: Verdict, evidence: Answers | None = None) -> Verdict:
-    """``verdict`` with the manual's paragraphs on its call and errno (none found: unchanged)."""
+    """``verdict`` with the manual's paragraphs on its call and errno (none found: unchanged).
+
+    They are about the kernel's own refusals, not about one made before it was entered.
+    """
     call = verdict.call
+    if call.barred:
+        return verdict
     request = _request(call)
     key = f"manual/{call.syscall}/{call.errno}" + (f"/{request:#x}" if request is not None else "")
 

@@ -23,6 +23,8 @@ class FailedCall:
     errno: str
     decoded: tuple[str, ...] = field(default=(), metadata=ADDED)
     """``args`` in the words of the manual (``TCSETSW``), one for one, "" if unknown."""
+    barred: bool = field(default=False, metadata=ADDED)
+    """Refused before the kernel's function for it was entered: ``args`` are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
