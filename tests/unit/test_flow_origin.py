@@ -210,6 +210,17 @@ def test_an_error_returned_through_a_stack_slot_is_followed_to_its_writer() -> N
     )  # fmt: skip
 
 
+def test_a_write_elsewhere_does_not_hide_who_wrote_the_slot() -> None:
+    """A reference is taken between the failing call and the return; what decided is the store."""
+    # sub rsp,16; lea rdi,[rsp+8]; call g; mov dword [rbx],1; mov eax,[rsp+8]; add rsp,16; ret
+    text = f"{NOP} 4883ec10 488d7c2408 e8 @g c70301000000 8b442408 4883c410 c3"
+    # mov eax,[rsi]; test eax,eax; je 1f; mov [rdi],eax; xor eax,eax; ret; 1: xor eax,eax; ret
+    writes = f"{NOP} 8b06 85c0 7405 8907 31c0 c3 31c0 c3"
+    [finding] = traced(toy(f=text, g=writes), -5, Call(G, F + 19, 1))
+    assert ("memory", "g") == (finding.kind, finding.frame.function.name)
+    assert [G + 9] == [decision.address for _, decision in finding.deciding]
+
+
 def test_a_search_that_grows_too_large_ends() -> None:
     """Beyond the limit nothing more is followed, and the tracer says that it was cut."""
     tracer = Tracer(Code(toy(f=f"{NOP} b8fbffffff c3"), ARCH))

@@ -30,6 +30,16 @@ def test_a_child_returns_from_a_fork_it_never_entered() -> None:
     assert [] == story.read().failing.tolist()
 
 
+def test_an_exit_right_behind_another_is_of_a_call_that_a_filter_answered() -> None:
+    """A seccomp filter is asked before the entry is traced: mkdir (83) failed all the same."""
+    story = Story().leave(A, 0, 3).call(A, 39, A).leave(A, 83, -1).call(A, 39, A)
+    w = story.read().windows
+    assert [False, False, True, False] == w.barred.tolist()
+    assert [2] == story.read().failing.tolist()
+    assert w.exit[1] == w.enter[2] < w.exit[2]
+    assert story.read().syscall(2).barred
+
+
 def test_a_call_that_never_returned_stays_open() -> None:
     """exit_group; the end of the recording ends it."""
     recording = Story().call(A, 39, A).enter(A, 231, 3).read()
