@@ -10,6 +10,7 @@ from kwhy.diagnose.hang import (
     disks,
     family,
     file_locks,
+    futexes,
     journals,
     messages,
     polled,
@@ -55,6 +56,8 @@ _PLAIN: tuple[tuple[str, str], ...] = (
 
 
 _PROVERS: tuple[tuple[str, Prover], ...] = (
+    ("futex_wait_queue futex_wait_queue_me futex_do_wait __futex_wait futex_wait", futexes.futex),
+    ("futex_lock_pi.* futex_wait_requeue_pi.* do_futex", futexes.futex),
     ("fifo_open wait_for_partner", channels.fifo_open),
     ("pipe_read pipe_write anon_pipe_read anon_pipe_write", channels.pipe),
     ("pipe_wait_readable pipe_wait_writable", channels.pipe),
@@ -107,7 +110,7 @@ class Recognisers:
 
     def __init__(self, look: Look) -> None:
         locks = look.locks
-        others = Others(look.memory, look.tasks, locks, look.user)
+        others = Others(look.memory, look.tasks, locks)
         proven: tuple[tuple[str, Recogniser], ...] = (
             ("__mutex_lock.* mutex_lock.* __ww_mutex_lock.*", locks.mutex),
             ("rwsem_down_read_slowpath rwsem_down_write_slowpath", locks.rwsem),
@@ -117,11 +120,6 @@ class Recognisers:
             ("rt_mutex_slowlock.* __rt_mutex_slowlock.* rt_mutex_lock.*", locks.rt_mutex),
             ("percpu_rwsem_wait __percpu_down_read.* percpu_down_read.*", locks.percpu_read),
             ("percpu_down_write", locks.percpu_write),
-            ("futex_wait_queue futex_wait_queue_me futex_do_wait", others.futex),
-            (
-                "__futex_wait futex_wait futex_lock_pi.* futex_wait_requeue_pi.* do_futex",
-                others.futex,
-            ),
             *((names, partial(prove, look)) for names, prove in _PROVERS),
         )
         self._proven = [(_pattern(names), way) for names, way in proven]

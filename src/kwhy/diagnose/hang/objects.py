@@ -46,7 +46,8 @@ class Objects:
     def named(self, claim: Claim, stack: Stack) -> Named:
         """The lock's name and its object; empty where nothing can be said for certain."""
         if claim.object:
-            return Named(self._variable(claim.address), claim.object)
+            name = "futex" if claim.kind == "futex" else self._variable(claim.address)
+            return Named(name, claim.object)
         key = (claim.kind, claim.address)
         if not claim.address:
             return self._tried(claim, stack)
@@ -68,8 +69,6 @@ class Objects:
             return Named("", self._super_block(extra["super_block"], stack.task))
         if "file" in extra:
             return Named("file_lock", self.file_path(extra["file"], stack.task))
-        if claim.kind == "futex":
-            return Named("futex", f"{claim.address:#x} in {stack.task.comm}'s memory")
         if claim.kind == "folio":
             return self._folio(claim, stack)
         if claim.kind == "fanotify":
