@@ -42,7 +42,8 @@ KINDS: Final[dict[str, str]] = {
     "tty": "input, or room, of a terminal",
     "eventfd": "a number in an eventfd",
     "vfork": "a vfork child to exec or exit",
-    "threads": "the other threads of the process to end",
+    "threads": "another thread, or all others, of the process to end",
+    "helper": "a program that the kernel has started to end: modprobe, request-key",
     "fanotify": "a scanner to allow the use of a file",
     "userfault": "a page that another process supplies",
     "sysv-sem": "a System V semaphore; it has no owner",
@@ -83,7 +84,7 @@ WANTED: Final[dict[str, str]] = {
     "message": "{}", "io_uring": "{}", "sysv-sem": "{}", "fanotify": "a scanner's word on {}",
     "userfault": "{}", "memory": "{}", "journal": "{}", "writeback": "{}", "workqueue": "{}",
     "stopped": "{}", "freezer": "{} to be thawed", "freeze": "{} to be thawed",
-    "vfork": "the child that borrowed its memory",
+    "vfork": "{}", "helper": "{}", "lease": "the lease of {} to be given back",
 }  # fmt: skip
 """How to say that a task waits for something with a name, where that is no lock."""
 

@@ -17,6 +17,9 @@ from kwhy.diagnose.hang.stacks import Frame, Stack
 
 _FOREVER = (1 << 63) - 1  # MAX_SCHEDULE_TIMEOUT
 _LISTENING = 10  # TCP_LISTEN, in unix sockets too
+_SYN_SENT = 2  # TCP_SYN_SENT
+_COREDUMP = frozenset({"do_coredump", "vfs_coredump", "dump_emit", "__dump_emit"})
+_DUMPED = "the pipe to the program that writes core dumps (kernel.core_pattern)"
 _LOOPED = 64  # entries of a list that are followed
 
 
@@ -34,7 +37,20 @@ def pipe(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     known = len(ends) == m.value("struct pipe_inode_info", here, count)
     found = claim(stack, frame, kind, here, "on the pipe's wait queue")
     found = ended_by(found, look, ends, known)
+    if not _COREDUMP.isdisjoint(stack.names):
+        found = replace(found, object=_DUMPED)
     return _own_end(look, found, f" for {'writing' if reading else 'reading'}")
+
+
+def dumped(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """The core is written; the program that it was piped to has to end before the process may."""
+    m, kind = look.memory, "struct pipe_inode_info"
+    here = look.inside(look.queue(stack), kind, "rd_wait")
+    ends = [one for one in look.ends.of(here) if one.mode & READABLE]
+    found = claim(stack, frame, "pipe-write", here, "on the pipe's wait queue")
+    note = "the core is written, and the process ends when that program has closed its input"
+    found = ended_by(found, look, ends, len(ends) + 1 == m.value(kind, here, "readers"))
+    return replace(found, object=_DUMPED, note=note)
 
 
 def _own_end(look: Look, found: Claim, way: str = "") -> Claim:
@@ -71,7 +87,18 @@ def connection(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         return _unix(look, found, sk, listens)
     if family in (socket.AF_INET, socket.AF_INET6):
         return _inet(look, found, sk, family, listens)
+    if family == socket.AF_NETLINK:
+        protocol = m.value("struct sock", sk, "sk_protocol") & 0xFFFF
+        what = _NETLINK.get(protocol, f"protocol {protocol}")
+        return replace(found, object=f"netlink socket ({what})")
     return found
+
+
+#: linux/netlink.h
+_NETLINK = {
+    0: "route", 4: "sock_diag", 6: "xfrm", 7: "selinux", 9: "audit", 10: "fib_lookup",
+    12: "netfilter", 15: "uevent", 16: "generic",
+}  # fmt: skip
 
 
 def _unix(look: Look, found: Claim, sk: int, listens: bool) -> Claim:
@@ -130,7 +157,31 @@ def _inet(look: Look, found: Claim, sk: int, family: int, listens: bool) -> Clai
     private = _connected(look).get((family, net, far, near))
     if private is not None:
         return ended_by(found, look, look.ends.of(private))
+    if m.value("struct sock", sk, "__sk_common.skc_state") == _SYN_SENT:
+        return _calling(look, found, net, (near, far))
     return replace(found, note=f"{far} does not answer, or has nothing to say")
+
+
+def _calling(look: Look, found: Claim, net: int, ends: tuple[str, str]) -> Claim:
+    """connect(2) has not been answered: who listens there, if that is on this machine."""
+    m = look.memory
+    near = ends[0].rpartition(":")[0]
+    far, _, port = ends[1].rpartition(":")
+    known = _connected(look)
+    places = [(socket.AF_INET, far, "0.0.0.0"), (socket.AF_INET6, far, "[::]")]
+    if far == near:
+        places += [(socket.AF_INET, "0.0.0.0", "0.0.0.0"), (socket.AF_INET6, "[::]", "[::]")]
+    for family, address, nobody in places:
+        private = known.get((family, net, f"{address}:{port}", f"{nobody}:0"))
+        if private is None:
+            continue
+        listener = m.value("struct socket", private, "sk")
+        waiting = m.value("struct sock", listener, "sk_ack_backlog")
+        note = "it listens, and has not answered"
+        if waiting > m.value("struct sock", listener, "sk_max_ack_backlog"):
+            note = f"accept(2) is not called there: its queue is full, {waiting} long"
+        return replace(ended_by(found, look, look.ends.of(private), only=False), note=note)
+    return replace(found, note=f"{ends[1]} does not answer")
 
 
 def _connected(look: Look) -> dict[tuple[int, int, str, str], int]:
@@ -177,6 +228,9 @@ def _addresses(m: Memory, sk: int, family: int) -> tuple[str, str]:
 # -- terminals -------------------------------------------------------------------------------------
 
 
+_STOPPED = "its output is stopped, as by Ctrl-S or tcflow(3); Ctrl-Q lets it go on"
+
+
 def terminal(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     """Input (or room) of a terminal; behind a pseudo terminal is a program."""
     m = look.memory
@@ -186,13 +240,19 @@ def terminal(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     name = m.text("struct tty_struct", tty, "name")
     found = claim(stack, frame, "tty", tty, "on the terminal's wait queue")
     found = replace(found, object=f"terminal {name}", note="somebody has to type something")
+    if not reading:
+        found = replace(found, note=_STOPPED if _stopped(m, tty) else "its output is not read")
     link = m.value("struct tty_struct", tty, "link")
     if not link or m.value("struct tty_struct", link, "link") != tty:
         return found
-    return replace(
-        ended_by(found, look, _terminal_files(look, link)),
-        note="" if reading else "its output is stopped, or not read",
-    )
+    found = ended_by(found, look, _terminal_files(look, link))
+    return replace(found, note="") if reading else found
+
+
+def _stopped(m: Memory, tty: int) -> bool:
+    """Whether the terminal's output is switched off."""
+    paths = [p for p in ("flow.stopped", "stopped") if m.has("struct tty_struct", p)]
+    return any(m.value("struct tty_struct", tty, path) for path in paths)
 
 
 def _terminal_files(look: Look, tty: int) -> Iterator[Open]:
@@ -270,7 +330,9 @@ def _fuse_devices(look: Look, connection: int) -> Iterator[Open]:
             yield from look.ends.of(device)
 
 
-def _private(type: str, paths: Iterable[str], kind: str, note: str):  # type: ignore[no-untyped-def]
+def _private(  # type: ignore[no-untyped-def]
+    type: str, paths: Iterable[str], kind: str, note: str, object: str = ""
+):
     """Waits on a queue inside of what an open file's private data points to."""
 
     def prove(look: Look, stack: Stack, frame: Frame) -> Claim | None:
@@ -282,7 +344,8 @@ def _private(type: str, paths: Iterable[str], kind: str, note: str):  # type: ig
             opens = look.ends.of(here)
             if opens:
                 found = claim(stack, frame, kind, here, f"on the queue of a {type}")
-                return _own_end(look, replace(ended_by(found, look, opens, False), note=note))
+                found = replace(ended_by(found, look, opens, False), note=note, object=object)
+                return _own_end(look, found)
         return None
 
     return prove
@@ -297,6 +360,7 @@ page_fault = _private(
     ("fault_wqh", "fault_pending_wqh"),
     "userfault",
     "the page is to be supplied by whoever has the userfaultfd open",
+    "a page of its memory",
 )
 event = _private(
     "struct eventfd_ctx", ("wqh",), "eventfd",

@@ -216,13 +216,17 @@ class _Answer:
 
     def _waits(self, shown: list[int], detail: Detail) -> tuple[tuple[Wait, ...], dict[int, int]]:
         """Waits numbered in the order of their first waiter; those of all waiters, asked or not."""
-        groups: dict[tuple[object, ...], list[Claim]] = {
-            _same(self.claims[address]): [] for address in shown if address in self.claims
-        }
-        for claim in sorted(self.claims.values(), key=lambda c: self._task(c.task).tid):
-            if _same(claim) in groups:
-                groups[_same(claim)].append(claim)
+        wanted = {_same(self.claims[address]) for address in shown if address in self.claims}
         names = Objects(self.seen.look)
+        groups: dict[tuple[object, ...], list[Claim]] = {}
+        for claim in sorted(self.claims.values(), key=lambda c: self._task(c.task).tid):
+            if _same(claim) in wanted:
+                # What has no address may be another thing for each task: its descriptor 3.
+                named = names.named(claim, self.seen.stacks[claim.task])
+                what = None if claim.address else named.object
+                groups.setdefault((*_same(claim), what), []).append(claim)
+        told = set(shown)
+        groups = {k: g for k, g in groups.items() if any(c.task in told for c in g)}
         owned: dict[int, list[int]] = {}
         for claims in groups.values():
             for owner in claims[0].owners:

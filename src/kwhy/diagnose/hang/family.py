@@ -27,6 +27,7 @@ def child(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     threads = _heard(look, stack.task, which, wanted)
     number = len(look.processes(threads))
     first = look.tasks.by_address[threads[0]] if threads else stack.task
+    first = look.tasks.by_tid.get(first.tgid, first)
     name = f"process {first.tgid} ({first.comm})" if number == 1 else f"{number} processes"
     base = replace(
         base, proof="on the process's wait_chldexit", object=f"the end of {name}" if threads else ""

@@ -144,7 +144,7 @@ def _shares(look: Look, task: Task, holder: Task, kept: _Kept) -> bool:
 
 
 def _stream(look: Look, base: Claim, task: Task) -> Claim | None:
-    """The lock of a stdio stream is {int lock, count; pthread_t owner}; that is what FS points to."""
+    """The lock of a stdio stream is {int lock, count; pthread_t owner}, where the owner's FS is."""
     m, kind = look.memory, "struct task_struct"
     words = look.user.words(task, base.address, 16)
     if words is None or words[0] != _CONTENDED or not words[1] or not m.has(kind, "thread.fsbase"):

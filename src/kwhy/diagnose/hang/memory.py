@@ -14,7 +14,8 @@ _MODULES = {
     "struct fuse_conn": "fuse", "struct fuse_dev": "fuse", "struct fuse_chan": "fuse",
     "struct rpc_task": "sunrpc",
     "struct rpc_clnt": "sunrpc", "struct rpc_xprt": "sunrpc", "struct nfs_server": "nfs",
-    "struct unix_sock": "unix",
+    "struct unix_sock": "unix", "struct ext4_inode_info": "ext4", "struct xfs_inode": "xfs",
+    "struct btrfs_inode": "btrfs", "struct fuse_inode": "fuse",
 }  # fmt: skip
 
 

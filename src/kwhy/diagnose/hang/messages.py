@@ -11,6 +11,7 @@ from kwhy.diagnose.hang.memory import kernel_pointer
 from kwhy.diagnose.hang.stacks import Frame, Stack
 
 _MAX_SEMAPHORES = 32000  # SEMMSL
+_MAX_REFERENCES = 1 << 16  # of a System V object; more are none
 
 
 def system_v(look: Look, stack: Stack, frame: Frame) -> Claim | None:
@@ -25,7 +26,7 @@ def system_v(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     if call[0] == "semop":
         base = replace(base, timed=False)
     queued = _queued(look, stack)
-    array = _array(look, stack, identity)
+    array = _numbered(look, stack, "struct sem_array", "sem_perm", identity)
     if not queued or not array:
         return base
     blocking = m.value("struct sem_queue", queued, "blocking")
@@ -39,14 +40,84 @@ def system_v(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         base, address=one, object=f"semaphore {number} of set {identity}",
         proof="sem_queue on the stack", note=f"its value is {value}; {_wanted(change)}",
     )  # fmt: skip
-    pid = m.value("struct sem", one, "sempid")
-    node = m.u64(pid + m.offset("struct pid", "tasks")) if pid else 0
-    last = node - m.offset("struct task_struct", "pid_links") if node else 0
-    task = look.tasks.by_address.get(last)
-    if task is None or task.address == stack.task.address:
+    holders = () if value else _undoing(look, array, number)
+    if change < 0 and holders:
+        note = f"{base.note}; whoever took it has asked the kernel to give it back (SEM_UNDO)"
+        return replace(base, owners=holders, sure="deduced", note=note)
+    tid, last = _process(look, m.value("struct sem", one, "sempid"))
+    if not tid or last == stack.task.address:
         return base
-    note = f"{base.note}; semaphores have no owner, {task.tid} changed it last"
+    if not last:
+        note = f"{base.note}; semaphores have no owner, {tid} changed it last, and has ended"
+        return replace(base, note=note)
+    note = f"{base.note}; semaphores have no owner, {tid} changed it last"
     return replace(base, candidates=(last,), note=note)
+
+
+def _process(look: Look, pid: int) -> tuple[int, int]:
+    """(number, address of the task or 0 if it has ended) of a ``struct pid``; (0, 0) for none."""
+    m = look.memory
+    if not pid:
+        return 0, 0
+    node = m.u64(pid + m.offset("struct pid", "tasks"))
+    task = look.tasks.by_address.get(node - m.offset("struct task_struct", "pid_links"))
+    if task is not None:
+        return task.tid, task.address
+    first = pid + m.offset("struct pid", "numbers") + m.offset("struct upid", "nr")
+    return int.from_bytes(m.read(first, 4), "little"), 0
+
+
+def _undoing(look: Look, array: int, number: int) -> tuple[int, ...]:
+    """Who took the semaphore so that the kernel gives it back when they end: ``semadj`` > 0."""
+    m, kind = look.memory, "struct sem_undo"
+    head = array + m.offset("struct sem_array", "list_id")
+    lists, node = [], m.u64(head)
+    for _ in range(_MAX_SEMAPHORES):
+        if node == head or not m.linked(node):
+            break
+        undo = node - m.offset(kind, "list_id")
+        array_at = undo + m.offset(kind, "semadj")
+        if m.width(kind, "semadj") == 8:  # a pointer before 5.15
+            array_at = m.u64(array_at)
+        adjusted = m.read(array_at + 2 * number, 2)
+        if int.from_bytes(adjusted, "little", signed=True) > 0:
+            lists.append(m.value(kind, undo, "ulp"))
+        node = m.u64(node)
+    own = "sysvsem.undo_list"
+    return tuple(
+        task.address
+        for task in (look.tasks.by_address.values() if lists else ())
+        if task.tid == task.tgid and m.value("struct task_struct", task.address, own) in lists
+    )
+
+
+def system_v_message(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """msgsnd(2), msgrcv(2): which queue, how full it is, and who used it last."""
+    m, kind = look.memory, "struct msg_queue"
+    base = claim(stack, frame, "message", 0, f"sleeping in {frame.name}")
+    call = look.user.arguments(stack)
+    if call is None or not call[0].startswith("msg"):
+        return base
+    identity = call[1][0] & 0xFFFFFFFF
+    base = replace(base, object=f"a message in queue {identity}")
+    sends = call[0] == "msgsnd"
+    if sends:
+        base = replace(base, object=f"room in message queue {identity}")
+    queue = _numbered(look, stack, kind, "q_perm", identity)
+    if not queue:
+        return base
+    used, room, held = (m.value(kind, queue, at) for at in ("q_cbytes", "q_qbytes", "q_qnum"))
+    tid, last = _process(look, m.value(kind, queue, "q_lrpid" if sends else "q_lspid"))
+    who = f"{tid}{'' if last else ', which has ended,'}" if tid else "nobody"
+    done = "received from it" if sends else "sent to it"
+    note = (
+        f"{held} messages of {used:,} bytes are in it, of {room:,} at most; {who} has {done} last"
+    )
+    if not tid:
+        note = (
+            f"{held} messages of {used:,} bytes are in it, of {room:,} at most; nobody has {done}"
+        )
+    return replace(base, address=queue, proof="its queue on the stack", note=note)
 
 
 def _wanted(change: int) -> str:
@@ -63,20 +134,30 @@ def _queued(look: Look, stack: Stack) -> int:
     return 0
 
 
-def _array(look: Look, stack: Stack, identity: int) -> int:
-    """The ``sem_array`` of that number, among what the stack points to."""
-    m, kind = look.memory, "struct sem_array"
+def _numbered(look: Look, stack: Stack, kind: str, head: str, identity: int) -> int:
+    """The System V object of that number, among what the stack points to; 0 for none."""
+    m = look.memory
     for word in dict.fromkeys(stack.words):
-        if not kernel_pointer(word) or word & 63:
+        if not kernel_pointer(word) or word & 63 or stack.task.on_stack(word):
             continue
         try:
-            same = m.value(kind, word, "sem_perm.id") == identity
-            size = m.value(kind, word, "sem_nsems") if same else 0
-            if 0 < size <= _MAX_SEMAPHORES and not m.value(kind, word, "sem_perm.deleted"):
+            same = m.value(kind, word, f"{head}.id") == identity
+            used = m.value(kind, word, f"{head}.refcount") if same else 0
+            if 0 < used <= _MAX_REFERENCES and not m.value(kind, word, f"{head}.deleted"):
                 return word
         except (MissingMemory, LookupError):
             continue
     return 0
+
+
+def posix_message(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """mq_timedsend(3), mq_timedreceive(3): the queue is named by its descriptor."""
+    base = claim(stack, frame, "message", 0, f"sleeping in {frame.name}")
+    call = look.user.arguments(stack)
+    if call is None or not call[0].startswith("mq_timed"):
+        return base
+    note = "it is full" if call[0] == "mq_timedsend" else "it is empty"
+    return replace(base, note=note, timed=bool(call[1][4]))
 
 
 def told(kind: str, note: str) -> Callable[[Look, Stack, Frame], Claim | None]:

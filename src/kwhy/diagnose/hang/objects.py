@@ -4,8 +4,9 @@ A guess that an address lies in some structure is kept only if that structure pr
 inode that hangs in its super block's list, a super block whose root points back to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
@@ -21,6 +22,13 @@ DESCRIBED = frozenset({
     "pipe-read", "pipe-write", "wait-queue", "socket", "fuse", "io", "eventfd", "tty", "signal",
     "timer", "inotify", "message", "io_uring",
 })  # fmt: skip
+#: Locks of structures that hold an inode: the structure, its inode, the locks.
+_INODES = (
+    ("struct ext4_inode_info", "vfs_inode", ("i_data_sem", "xattr_sem")),
+    ("struct xfs_inode", "i_vnode", ("i_lock",)),
+    ("struct btrfs_inode", "vfs_inode", ("log_mutex",)),
+    ("struct fuse_inode", "inode", ("mutex",)),
+)
 _PIPEFS, _SOCKFS = "pipefs", "sockfs"
 
 
@@ -71,7 +79,7 @@ class Objects:
             return Named("file_lock", self.file_path(extra["file"], stack.task))
         if claim.kind == "folio":
             return self._folio(claim, stack)
-        if claim.kind == "fanotify":
+        if claim.kind in ("fanotify", "fifo-open"):
             return Named("", self._path_argument(stack))
         if claim.kind in DESCRIBED:
             path = self.descriptor(stack)
@@ -151,6 +159,11 @@ class Objects:
             ("struct signal_struct", "cred_guard_mutex", *signal),
             ("struct signal_struct", "exec_update_lock", *signal),
             ("struct file", "f_pos_lock", self._is_file, self.file_path),
+            ("struct gendisk", "open_mutex", self._is_disk, self._disk),
+            ("struct tty_struct", "atomic_write_lock", self._is_terminal, self._terminal),
+            ("struct tty_struct", "termios_rwsem", self._is_terminal, self._terminal),
+            ("struct pipe_inode_info", "mutex", self._is_private, self._private),
+            *self._inside_inodes(),
         ]
 
     def _is_inode(self, inode: int) -> bool:
@@ -163,6 +176,42 @@ class Objects:
             except MissingMemory:
                 self._inodes[inode] = False
         return self._inodes[inode]
+
+    def _inside_inodes(
+        self,
+    ) -> Iterator[tuple[str, str, Callable[[int], bool], Callable[[int, Task], str]]]:
+        """Locks that file systems have beside their inodes."""
+        for kind, inner, paths in _INODES:
+            if self._m.has(kind, inner):
+                at = self._m.offset(kind, inner)
+                for path in paths:
+                    yield kind, path, partial(self._holds_inode, at), partial(self._held_inode, at)
+
+    def _holds_inode(self, at: int, base: int) -> bool:
+        return self._is_inode(base + at)
+
+    def _held_inode(self, at: int, base: int, near: Task) -> str:
+        return self.inode_path(base + at, near)
+
+    def _is_disk(self, disk: int) -> bool:
+        part = self._m.value("struct gendisk", disk, "part0")
+        return self._m.value("struct block_device", part, "bd_disk") == disk
+
+    def _disk(self, disk: int, _near: Task) -> str:
+        return f"block device {self._m.text('struct gendisk', disk, 'disk_name')}"
+
+    def _is_terminal(self, tty: int) -> bool:
+        ldisc = self._m.value("struct tty_struct", tty, "ldisc")
+        return bool(ldisc) and self._m.value("struct tty_ldisc", ldisc, "tty") == tty
+
+    def _terminal(self, tty: int, _near: Task) -> str:
+        return f"terminal {self._m.text('struct tty_struct', tty, 'name')}"
+
+    def _is_private(self, address: int) -> bool:
+        return bool(self._ends.of(address))
+
+    def _private(self, address: int, near: Task) -> str:
+        return self.file_path(self._ends.of(address)[0].file, near)
 
     def _is_super_block(self, block: int) -> bool:
         m = self._m
@@ -235,6 +284,8 @@ class Objects:
         if kind in (_PIPEFS, _SOCKFS):
             word = "pipe" if kind == _PIPEFS else "socket"
             return f"{word}:[{m.value('struct inode', inode, 'i_ino')}]"
+        if kind == "mqueue":
+            return f"message queue /{self._dentry_name(dentry)}"
         if kind == "anon_inodefs":
             return f"anon_inode:{self._dentry_name(dentry)}"
         return self._path(dentry, m.value("struct file", file, "f_path.mnt"))

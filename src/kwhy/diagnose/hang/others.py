@@ -28,9 +28,11 @@ class Others:
         child = self._children.get(claim.address)
         if child is None:
             return claim
+        task = self._tasks.by_address[child]
         return replace(
-            claim, kind="vfork", proof="the child's vfork_done", owners=(child,), sure="observed"
-        )
+            claim, kind="vfork", proof="the child's vfork_done", owners=(child,), sure="observed",
+            object=f"the child that borrowed its memory, {task.tid} {task.comm}",
+        )  # fmt: skip
 
     def queue(self, kind: str, stack: Stack, frame: Frame) -> Claim:
         """A wait queue that is nobody's in particular: its address is all that is certain."""

@@ -11,9 +11,11 @@ _POLLFD = 8  # sizeof(struct pollfd)
 
 
 def polled(look: Look, stack: Stack, frame: Frame) -> Claim | None:
-    """poll(2): the descriptors that the call names."""
+    """poll(2), select(2): the descriptors that the call names."""
     base = claim(stack, frame, "poll", 0, f"sleeping in {frame.name}")
     call = look.user.arguments(stack)
+    if call is not None and call[0] in ("select", "pselect6"):
+        return replace(base, extra=_selected(look, stack, call[1]))
     if call is None or call[0] not in ("poll", "ppoll"):
         return base
     where, count = call[1][0], min(call[1][1], _MAX_FILES)
@@ -22,6 +24,15 @@ def polled(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         return base
     listed = tuple(word for word in words[::2] if word < 1 << 31)
     return replace(base, extra=tuple(("descriptor", number) for number in listed))
+
+
+def _selected(look: Look, stack: Stack, call: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    """The descriptors in the sets that select(2) was called with."""
+    count, found = min(call[0] & 0xFFFFFFFF, _MAX_FILES), 0
+    for where in call[1:4]:
+        raw = look.user.read(stack.task, where, (count + 7) // 8) if where and count else None
+        found |= int.from_bytes(raw or b"", "little")
+    return tuple(("descriptor", number) for number in range(count) if found >> number & 1)
 
 
 def watched(look: Look, stack: Stack, frame: Frame) -> Claim | None:

@@ -37,6 +37,11 @@ def wanted(wait: Wait) -> str:
     return thing(wait)
 
 
+def _held(wait: Wait) -> str:
+    """A lock is held; a task that has to end, or to answer, holds nothing."""
+    return "" if wait.kind in ("vfork", "threads", "workqueue", "helper", "lease") else ", held"
+
+
 def cycle_text(tids: Sequence[int], behind: Sequence[int]) -> str:
     """ "1 -> 2 -> 1; 3 more tasks wait behind them"; of a long cycle the first and the last."""
     names = [str(tid) for tid in tids]
@@ -146,11 +151,20 @@ class Story:
             return root.text
         ends = set(root.tids)
         held = next((w for w in self.waits if set(w.owners) & ends), None)
+        ends |= {task.pid for task in self.tasks if task.tid in ends and task.pid}
         far = next((w for w in self.waits if set(w.any_of) & ends), None)
-        what = f"for {thing(held)}, held: " if held else "for a task: "
+        what = f"for {wanted(held)}{_held(held)}: " if held else "for a task: "
         if far is not None and held is None:
             what = f"for {wanted(far)}: "
+        first = self._first(root.waiting)
+        if first is not None and first not in (held, far):
+            what = f"for {wanted(first)}, in the end {what}"
         return f"{waiting} {what}{root.text}; this is no deadlock"
+
+    def _first(self, tids: Sequence[int]) -> Wait | None:
+        """What all of ``tids`` wait for themselves, None if that is not one thing."""
+        mine = [wait for wait in self.waits if not set(tids).isdisjoint(wait.waiters)]
+        return mine[0] if len(mine) == 1 else None
 
     def _who(self, tids: Sequence[int]) -> str:
         if len(tids) == 1:
@@ -170,7 +184,7 @@ class Story:
         mine = [
             wait
             for wait in self.waits
-            if not members.isdisjoint(wait.owners or wait.candidates)
+            if not members.isdisjoint((*wait.owners, *wait.any_of) or wait.candidates)
             and not members.isdisjoint(wait.waiters)
         ]
         objects = list(dict.fromkeys(w.object for w in mine if w.object))

@@ -30,6 +30,8 @@ DESCRIPTORS = {
     "sendto": (0,), "recvfrom": (0,), "sendmsg": (0,), "recvmsg": (0,), "connect": (0,),
     "accept": (0,), "accept4": (0,), "lseek": (0,), "fstat": (0,), "epoll_wait": (0,),
     "fchmod": (0,), "fchown": (0,), "syncfs": (0,), "copy_file_range": (0, 2),
+    "mq_timedsend": (0,), "mq_timedreceive": (0,), "io_uring_enter": (0,), "recvmmsg": (0,),
+    "sendmmsg": (0,), "preadv": (0,), "pwritev": (0,), "vmsplice": (0,), "tee": (0, 1),
 }  # fmt: skip
 
 

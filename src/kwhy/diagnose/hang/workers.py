@@ -57,6 +57,25 @@ def _working(look: Look) -> Iterator[Worker]:
             continue
 
 
+def helper(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """call_usermodehelper_exec(): the worker that has started the program waits for its end."""
+    m, kind = look.memory, "struct subprocess_info"
+    base = look.locks.completion(stack, frame)
+    if base is None:
+        return None
+    for worker in working(look):
+        here = worker.work - m.offset(kind, "work")
+        if worker.function != "call_usermodehelper_exec_work":
+            continue
+        if m.value(kind, here, "complete") == base.address:
+            return replace(
+                base, kind="helper", owners=(worker.task,), sure="observed",
+                proof="subprocess_info->complete of the worker's item",
+                object=f"the end of {m.string(m.value(kind, here, 'path'))}, started by the kernel",
+            )  # fmt: skip
+    return base
+
+
 def flush(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     """flush_work() and its kin: the barrier on the stack hangs behind the work waited for."""
     m = look.memory
