@@ -37,6 +37,9 @@ def pipe(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     known = len(ends) == m.value("struct pipe_inode_info", here, count)
     found = claim(stack, frame, kind, here, "on the pipe's wait queue")
     found = ended_by(found, look, ends, known)
+    if not known:
+        note = "its other end is also kept where no process has it open, as in a message"
+        found = replace(found, note=note)
     if not _COREDUMP.isdisjoint(stack.names):
         found = replace(found, object=_DUMPED)
     return _own_end(look, found, f" for {'writing' if reading else 'reading'}")
@@ -305,7 +308,7 @@ def fuse(look: Look, stack: Stack, frame: Frame) -> Claim | None:
             mount = node - m.offset("struct fuse_mount", "fc_entry")
             block = m.value("struct fuse_mount", mount, "sb")
             found = replace(found, extra=(("super_block", block),))
-    return ended_by(found, look, _fuse_devices(look, connection))
+    return ended_by(found, look, _fuse_devices(look, connection), itself=True)
 
 
 def fuse_page(look: Look, super_block: int) -> tuple[Open, ...]:
@@ -351,16 +354,24 @@ def _private(  # type: ignore[no-untyped-def]
     return prove
 
 
-scanner = _private(
-    "struct fsnotify_group", ("fanotify_data.access_waitq",), "fanotify",
-    "a scanner has been asked whether the file may be used and has not answered",
-)  # fmt: skip
+def scanner(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """A scanner (fanotify) is asked whether a file may be used."""
+    path = "fanotify_data.access_waitq"
+    group = look.inside(look.queue(stack), "struct fsnotify_group", path)
+    found = claim(stack, frame, "fanotify", group, "on the queue of a struct fsnotify_group")
+    note = "a scanner has been asked whether the file may be used and has not answered"
+    return ended_by(replace(found, note=note), look, look.ends.of(group), itself=True)
+
+
 page_fault = _private(
     "struct userfaultfd_ctx",
     ("fault_wqh", "fault_pending_wqh"),
     "userfault",
     "the page is to be supplied by whoever has the userfaultfd open",
     "a page of its memory",
+)
+full_event = _private(
+    "struct eventfd_ctx", ("wqh",), "eventfd", "its counter can grow no more until it is read"
 )
 event = _private(
     "struct eventfd_ctx", ("wqh",), "eventfd",

@@ -1,6 +1,6 @@
 """Waiting for other processes: children, tracers, threads that have to end, a thaw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kwhy.diagnose.hang.claims import Claim
@@ -9,6 +9,8 @@ from kwhy.diagnose.hang.stacks import Frame, Stack
 from kwhy.diagnose.hang.tasks import Task
 
 _ANY, _GROUP = 4, 2  # PIDTYPE_MAX, PIDTYPE_PGID: include/linux/pid.h
+_LISTENING = 1 << 22  # JOBCTL_LISTENING
+_MAX_THREADS = 1 << 22  # PID_MAX_LIMIT
 _DEEP = 64  # levels of control groups
 
 
@@ -77,7 +79,9 @@ def stopped(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         proof="task->ptrace and task->parent",
     )
     threads = look.tasks.threads(tracer.tgid)
-    return replace(base, any_of=threads, sure="observed")
+    # One that its tracer listens to (PTRACE_LISTEN) goes on by SIGCONT as well.
+    listens = look.memory.value("struct task_struct", task.address, "jobctl") & _LISTENING
+    return replace(base, any_of=threads, sure="observed", complete=bool(threads) and not listens)
 
 
 def frozen(look: Look, stack: Stack, frame: Frame) -> Claim | None:
@@ -137,11 +141,39 @@ def exec_alone(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     which = m.first("struct signal_struct", "group_exec_task", "group_exit_task")
     if m.value("struct signal_struct", signal, which) != task.address:
         return None
-    others = tuple(t for t in look.tasks.threads(task.tgid) if t != task.address)
+    others = [t for t in look.tasks.threads(task.tgid) if t != task.address]
+    base = claim(stack, frame, "threads", signal, "")
+    return _threads(base, others, "execve(2) ends all other threads first", f"signal->{which}")
+
+
+def dumping(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """Before its core is dumped, all other threads of a process have to come to their end."""
+    m, kind, task = look.memory, "struct core_state", stack.task
+    base = look.locks.completion(stack, frame)
+    if base is None:
+        return None
+    state = base.address - m.offset(kind, "startup")
+    if m.value(kind, state, "dumper.task") != task.address:
+        return None
+    there = {task.address}
+    here = m.value(kind, state, "dumper.next")
+    while here and len(there) < _MAX_THREADS:
+        there.add(m.value("struct core_thread", here, "task"))
+        here = m.value("struct core_thread", here, "next")
+    return _threads(
+        base,
+        [t for t in look.tasks.threads(task.tgid) if t not in there],
+        "its core is dumped when they have",
+        "core_state->startup",
+    )
+
+
+def _threads(base: Claim, threads: Sequence[int], note: str, proof: str) -> Claim:
+    """A wait for the end of ``threads`` of the same process."""
+    which = "1 other thread" if len(threads) == 1 else f"{len(threads)} other threads"
     return replace(
-        claim(stack, frame, "threads", signal, f"signal->{which}"), owners=others,
-        sure="observed", note="execve(2) ends all other threads first",
-        object=f"the end of {len(others)} other thread{'s' if len(others) > 1 else ''}",
+        base, kind="threads", owners=tuple(threads), sure="observed", note=note, proof=proof,
+        object=f"the end of {which}",
     )  # fmt: skip
 
 

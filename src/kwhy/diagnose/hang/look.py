@@ -58,18 +58,21 @@ def claim(stack: Stack, frame: Frame, kind: str, address: int, proof: str) -> Cl
     return Claim(stack.task.address, kind, address, proof, frame.name, frame.cfa)
 
 
-def ended_by(base: Claim, look: Look, opens: Iterable[Open], only: bool = True) -> Claim:
+def ended_by(
+    base: Claim, look: Look, opens: Iterable[Open], only: bool = True, itself: bool = False
+) -> Claim:
     """The same wait, to be ended by whoever has one of ``opens``.
 
     ``only``: the kernel has no other way to end it, so that open files that are all known and
     whose users are all known make the answer complete. A process that waits for itself alone is
-    not stuck: threads of it may come, and it may be how it waits for signals.
+    not stuck, as that may be how it waits for signals; ``itself``: no handler of a signal runs
+    while it waits, so that it is stuck when all its threads are.
     """
     files = tuple(opens)
     users = look.ends.users(files)
     own = look.tasks.by_address[base.task].tgid
     others = look.processes(users) - {own}
-    whole = only and bool(others) and all(one.whole for one in files)
+    whole = only and bool(others or (itself and users)) and all(one.whole for one in files)
     return replace(
         base, any_of=users, complete=whole, sure="deduced" if users else "unknown",
         timed=base.timed or _alarmed(look, base.task),
