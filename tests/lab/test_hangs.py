@@ -14,6 +14,7 @@ from kwhy.case.vmcore import VmcoreEvidence
 from kwhy.kernel.model import open_kernel
 from kwhy.lab.hangs import FILE, GRACE, REPORT, SCENARIOS, Scenario, run, start, stocks
 from kwhy.lab.hangs.stocks import STOCKS, Stock
+from kwhy.link import Link
 from kwhy.report.schema import validate
 
 pytestmark = pytest.mark.lab
@@ -160,6 +161,15 @@ def test_every_scenario(series: str, tmp_path: Path) -> None:
     core.unlink()
 
 
+def descendants(link: Link, numbers: list[str]) -> list[str]:
+    """Processes, their children, and so on."""
+    if not numbers:
+        return []
+    lists = [f"/proc/{number}/task/{number}/children" for number in numbers]
+    _status, out, _err = run_in(link, "cat", *lists)
+    return numbers + descendants(link, out.split())
+
+
 @pytest.mark.slow
 def test_every_stock_scenario(series: str, tmp_path: Path) -> None:
     """Far ends of pipes, sockets, daemons, devices and the rest: live and dumped."""
@@ -167,9 +177,7 @@ def test_every_stock_scenario(series: str, tmp_path: Path) -> None:
     with own_guest(series, "stock") as guest:
         with lab.open_link(guest) as link:
             names = stocks.start(link, [stock.name for stock in chosen])
-            lists = [f"/proc/{number}/task/{number}/children" for number in names.values()]
-            _status, out, _err = run_in(link, "cat", *lists)
-        everything = [*map(str, names.values()), *out.split()]
+            everything = descendants(link, list(map(str, names.values())))
         live = kwhy("hang", "--lab", guest.name, "--json", *everything)
         core = tmp_path / "vmcore"
         guest.dump(core)

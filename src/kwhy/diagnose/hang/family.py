@@ -168,6 +168,22 @@ def dumping(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     )
 
 
+def dumped(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """A thread ends only after the core of its process has been dumped, by another thread."""
+    m, task = look.memory, stack.task.address
+    state = 0
+    for kind, pointer in (("struct signal_struct", "signal"), ("struct mm_struct", "mm")):
+        if m.has(kind, "core_state"):
+            state = m.value(kind, m.value("struct task_struct", task, pointer), "core_state")
+    dumper = m.value("struct core_state", state, "dumper.task") if state else 0
+    if dumper not in look.tasks.by_address or dumper == task:
+        return None
+    return replace(
+        claim(stack, frame, "threads", state, "core_state->dumper"), owners=(dumper,),
+        sure="observed", object="the core dump of its process",
+    )  # fmt: skip
+
+
 def _threads(base: Claim, threads: Sequence[int], note: str, proof: str) -> Claim:
     """A wait for the end of ``threads`` of the same process."""
     which = "1 other thread" if len(threads) == 1 else f"{len(threads)} other threads"

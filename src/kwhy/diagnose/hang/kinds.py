@@ -80,6 +80,7 @@ _PROVERS: tuple[tuple[str, Prover], ...] = (
     ("get_signal", family.frozen_group),
     ("begin_new_exec de_thread flush_old_exec", family.exec_alone),
     ("coredump_wait do_coredump vfs_coredump", family.dumping),
+    ("coredump_task_exit do_exit exit_mm", family.dumped),
     ("mem_cgroup_handle_over_high __mem_cgroup_handle_over_high", family.limited(_THROTTLED)),
     ("mem_cgroup_oom_synchronize", family.limited("the out-of-memory killer is off")),
     ("folio_wait_bit.* __folio_lock.* folio_wait_writeback.*", disks.folio),

@@ -36,7 +36,9 @@ def survey(memory: Memory) -> Survey:
     """Look at everything once. Raises MissingMemory, LookupError when not even tasks are found."""
     tasks = Tasks(memory)
     reader = StackReader(memory)
-    sleeping = [task for task in tasks.by_address.values() if task.asleep and task.state != "I"]
+    # Idle workers say nothing; a user's thread sleeps so until the core of its process is dumped.
+    everybody = tasks.by_address.values()
+    sleeping = [task for task in everybody if task.asleep and not (task.idle and task.kthread)]
     reader.prefetch(sleeping)
     stacks = {task.address: reader.stack(task) for task in sleeping}
     user = UserMemory(memory)

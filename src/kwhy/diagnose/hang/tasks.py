@@ -49,6 +49,11 @@ class Task:
         """Whether it waits for something, so that its stack stands still."""
         return not self.on_cpu and self.state in "SDITt" and self.sp != 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether its sleep is of the kind that does not count as load."""
+        return self.state == "I"
+
     def on_stack(self, address: int) -> bool:
         """Whether an address lies on its kernel stack."""
         return self.stack <= address < self.stack + STACK_SIZE

@@ -515,9 +515,11 @@ def condition() -> None:
 
 def main() -> None:
     """Run the scenarios named, each in its own process, so that none inherits another's files."""
+    import stock_far
     import stock_files
+    import stock_locks
 
-    known = {**globals(), **vars(stock_files)}
+    known = {**globals(), **vars(stock_files), **vars(stock_far), **vars(stock_locks)}
     inner, outer = os.pipe()
     for name in sys.argv[1:]:
         if not os.fork():

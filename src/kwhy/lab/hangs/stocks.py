@@ -1,4 +1,4 @@
-"""What a right answer says of the scenarios of stock.py and stock_files.py."""
+"""What a right answer says of the scenarios of stock.py and the files beside it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kwhy.lab.hangs import HERE, Edge, run
 from kwhy.link import Link
 
-FILES = ("stock.py", "stock_files.py")
+FILES = ("stock.py", "stock_files.py", "stock_locks.py", "stock_far.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,16 @@ STOCKS: tuple[Stock, ...] = (
     ),
     Stock("condition", (Edge("condwaiter", "futex"),)),
     Stock(
-        "fuse_stopped", (_far("fuseuser", "fuse", "fused"),),
-        ends="fused is stopped", module=True,
+        "fuse_stopped",
+        (_far("fuseuser", "fuse", "fused"),),
+        ends="fused is stopped",
+        module=True,
     ),
     Stock(
-        "fuse_fault", (_far("toucher", "fuse", "faultd"),),
-        ends="faultd is stopped", module=True,
+        "fuse_fault",
+        (_far("toucher", "fuse", "faultd"),),
+        ends="faultd is stopped",
+        module=True,
     ),
     Stock(
         "fuse_ring",
@@ -138,6 +142,82 @@ STOCKS: tuple[Stock, ...] = (
         (Edge("execer", "threads", ("unkillable",)), Edge("unkillable", "freeze")),
     ),
     Stock("killed_parent", (_far("killer", "child", "killed"), Edge("killed", "freeze"))),
+    *(
+        Stock(
+            name,
+            (Edge(one, kind, (two,)), Edge(two, kind, (one,))),
+            cycles=(frozenset({one, two}),),
+        )
+        for name, kind, one, two in (
+            ("robust_ring", "futex", "robust0", "robust1"),
+            ("rwlock_ring", "futex", "rwring0", "rwring1"),
+            ("semaphores_undone", "sysv-sem", "undo0", "undo1"),
+        )
+    ),
+    Stock("rwlock_written", (Edge("rwreader", "futex", ("rwwriter",)),)),
+    Stock("rwlock_read", (Edge("rwpatient", "futex"),), ends="1 reader holds it"),
+    Stock("locked_twice", (Edge("twice", "futex", ("twice",)),), cycles=(frozenset({"twice"}),)),
+    Stock("owner_ended", (Edge("heir", "futex"),), gone=("heir",)),
+    Stock("thread_ended", (Edge("bereft", "futex"),), gone=("bereft",)),
+    Stock(
+        "locked_and_forked", (Edge("forkchild", "futex"),), gone=("forkchild",), ends="by fork(2)"
+    ),
+    Stock(
+        "joined",
+        (Edge("joiner", "threads", ("joined",)), Edge("joined", "futex", ("joiner",))),
+        cycles=(frozenset({"joiner", "joined"}),),
+    ),
+    Stock("stream_lock", (Edge("streamwaiter", "futex", ("streamholder",)),)),
+    Stock(
+        "contained",
+        tuple(Edge(f"inner{n}", "futex", (f"inner{n ^ 1}",)) for n in range(4)),
+        cycles=(frozenset({"inner0", "inner1"}), frozenset({"inner2", "inner3"})),
+    ),
+    Stock(
+        "lock_and_pipe",
+        (_far("lpwriter", "pipe-write", "lpreader"), Edge("lpreader", "flock", ("lpwriter",))),
+        cycles=(frozenset({"lpwriter", "lpreader"}),),
+    ),
+    Stock("message_full", (Edge("msgsender", "message"),), ends="room in message queue "),
+    Stock("helper_of_kernel", (Edge("keyasker", "helper", ("kworker",)),)),
+    Stock(
+        "core_not_read",
+        (_far("crasher", "pipe-write", "sleep"), Edge("bystander", "threads", ("crasher",))),
+    ),
+    Stock(
+        "core_behind_thread",
+        (Edge("crasher2", "threads", ("lingerer",)), Edge("lingerer", "freeze")),
+    ),
+    Stock(
+        "terminal_stopped",
+        (_far("ttywriter0", "tty", "ttykeeper"), Edge("ttywriter1", "mutex", ("ttywriter0",))),
+    ),
+    Stock(
+        "fuse_itself",
+        (_far("fuseself", "fuse", "fuseself"),),
+        cycles=(frozenset({"fuseself"}),),
+        module=True,
+    ),
+    Stock(
+        "scanner_itself",
+        (_far("scanself", "fanotify", "scanself"), _far("scanvictim", "fanotify", "scanself")),
+        cycles=(frozenset({"scanself"}),),
+    ),
+    Stock(
+        "traced_ring",
+        (
+            _far("ringtracee", "stopped", "ringtracer"),
+            _far("ringtracer", "pipe-read", "ringtracee"),
+        ),
+        cycles=(frozenset({"ringtracee", "ringtracer"}),),
+    ),
+    Stock("tcp_backlog", (_far("tcpcaller", "socket", "tcplistener"),)),
+    Stock(
+        "unix_write_both",
+        (_far("uwriter0", "socket", "uwriter1"), _far("uwriter1", "socket", "uwriter0")),
+        cycles=(frozenset({"uwriter0", "uwriter1"}),),
+    ),
+    Stock("select_set", (Edge("selecter", "poll"),)),
 )
 
 
