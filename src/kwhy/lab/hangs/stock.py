@@ -113,6 +113,18 @@ def settle(numbers: Collection[int]) -> None:
     sys.exit("not all came to rest: " + repr([rest(number) for number in numbers]))
 
 
+def meeting() -> Callable[[int], None]:
+    """A function in which each of two processes, 0 and 1, waits until the other has come."""
+    came = mmap.mmap(-1, 4096)
+
+    def meet(which: int) -> None:
+        came[which] = 1
+        while not (came[0] and came[1]):
+            time.sleep(0.05)
+
+    return meet
+
+
 def asleep(number: int) -> None:
     """Wait until one process sleeps."""
     settle([number])
@@ -458,13 +470,15 @@ def flock_ring() -> None:
     for name in "ab":
         os.close(os.open(f"{directory}/{name}", os.O_RDWR | os.O_CREAT))
 
-    def take(first: str, second: str) -> None:
+    meet = meeting()
+
+    def take(which: int, first: str, second: str) -> None:
         fcntl.flock(os.open(f"{directory}/{first}", os.O_RDWR), fcntl.LOCK_EX)
-        time.sleep(0.5)
+        meet(which)
         fcntl.flock(os.open(f"{directory}/{second}", os.O_RDWR), fcntl.LOCK_EX)
 
-    process("fring0", lambda: take("a", "b"))
-    process("fring1", lambda: take("b", "a"))
+    process("fring0", lambda: take(0, "a", "b"))
+    process("fring1", lambda: take(1, "b", "a"))
 
 
 def two_mutexes() -> None:

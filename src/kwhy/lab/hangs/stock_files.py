@@ -41,7 +41,10 @@ def module(name: str) -> None:
 
 
 def serve(device: int, until: int) -> None:
-    """Answer requests of a file system with one file, up to the first of the kind ``until``."""
+    """Answer requests of a file system with one file, up to the first of the kind ``until``.
+
+    0: only the one that it begins with.
+    """
     attributes = struct.pack("QQQQQQIIIIIIIIII", 2, FILE_SIZE, 8, 0, 0, 0, 0, 0, 0, 0o100644, 1, 0,
                              0, 0, 4096, 0)  # fmt: skip
     root = struct.pack("QQQQQQIIIIIIIIII", 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o040755, 2, 0, 0, 0, 4096, 0)
@@ -60,6 +63,8 @@ def serve(device: int, until: int) -> None:
         error = 0 if body is not None else -38
         body = body or b""
         os.write(device, struct.pack("IiQ", 16 + len(body), error, unique) + body)
+        if not until:
+            return
 
 
 def fuse(name: str, until: int, end: Callable[[str], object]) -> str:

@@ -7,9 +7,11 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from stock import LIBC, SEMGET, SEMOP, asleep, call_me, process, sleep, system, thread
+from stock import LIBC, SEMGET, SEMOP, asleep, call_me, meeting, process, sleep, system, thread
 
 CLONE_NEWPID = 0x20000000
 SEM_UNDO = 0x1000
@@ -17,12 +19,16 @@ SHARED, ROBUST = {"pshared": 1}, {"pshared": 1, "robust": 1}
 SECOND = 256  # where in the shared page the second lock is
 
 
+pages: list[mmap.mmap] = []  # they must outlive the locks in them
+
+
 class Page:
     """A page that processes share, with locks in it."""
 
     def __init__(self) -> None:
-        self._page = mmap.mmap(-1, 4096)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        page = mmap.mmap(-1, 4096)
+        pages.append(page)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(page))
 
     def mutex(self, at: int = 0, **attributes: int) -> ctypes.c_void_p:
         """A pthread mutex that has the attributes."""
@@ -41,26 +47,32 @@ class Page:
         return where
 
 
-def both(lock: Any, first: Any, second: Any) -> None:
-    """Take two locks, with time for somebody to take the second in between."""
-    lock(first)
-    time.sleep(0.7)
-    lock(second)
+def ring(lock: Callable[[Any], object], one: Any, two: Any) -> tuple[Callable[[], None], ...]:
+    """What two tasks do that take two locks in opposite order."""
+    meet = meeting()
+
+    def take(which: int) -> None:
+        lock((one, two)[which])
+        meet(which)
+        lock((two, one)[which])
+
+    return partial(take, 0), partial(take, 1)
 
 
 def robust_ring() -> None:
     page = Page()
     one, two = page.mutex(**ROBUST), page.mutex(SECOND, **ROBUST)
-    process("robust0", lambda: both(LIBC.pthread_mutex_lock, one, two))
-    process("robust1", lambda: both(LIBC.pthread_mutex_lock, two, one))
+    first, second = ring(LIBC.pthread_mutex_lock, one, two)
+    process("robust0", first)
+    process("robust1", second)
 
 
 def rwlock_ring() -> None:
     def steps() -> None:
         page = Page()
-        one, two = page.rwlock(), page.rwlock(SECOND)
-        thread("rwring1", lambda: both(LIBC.pthread_rwlock_wrlock, two, one))
-        both(LIBC.pthread_rwlock_wrlock, one, two)
+        first, second = ring(LIBC.pthread_rwlock_wrlock, page.rwlock(), page.rwlock(SECOND))
+        thread("rwring1", second)
+        first()
 
     process("rwring0", steps)
 
@@ -163,20 +175,19 @@ def contained() -> None:
     def private() -> None:
         call_me("inner0")
         page = Page()
-        one, two = page.mutex(), page.mutex(SECOND)
-        thread("inner1", lambda: both(LIBC.pthread_mutex_lock, two, one))
-        both(LIBC.pthread_mutex_lock, one, two)
+        first, second = ring(LIBC.pthread_mutex_lock, page.mutex(), page.mutex(SECOND))
+        thread("inner1", second)
+        first()
 
     def shared() -> None:
         page = Page()
         one, two = page.mutex(**SHARED), page.mutex(SECOND, **SHARED)
-        order = (one, two)
+        first, second = ring(LIBC.pthread_mutex_lock, one, two)
         if not os.fork():
             call_me("inner2")
-        else:
-            call_me("inner3")
-            order = (two, one)
-        both(LIBC.pthread_mutex_lock, *order)
+            first()
+        call_me("inner3")
+        second()
 
     process("nsouter0", lambda: inside(private))
     process("nsouter1", lambda: inside(shared))
@@ -192,8 +203,9 @@ def semaphores_undone() -> None:
     def take(number: int) -> None:
         system(SEMOP, sems, struct.pack("Hhh", number, -1, SEM_UNDO), 1)
 
-    process("undo0", lambda: both(take, 0, 1))
-    process("undo1", lambda: both(take, 1, 0))
+    first, second = ring(take, 0, 1)
+    process("undo0", first)
+    process("undo1", second)
 
 
 def lock_and_pipe() -> None:
