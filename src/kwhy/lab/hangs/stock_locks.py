@@ -47,7 +47,7 @@ class Page:
         return where
 
 
-def ring(lock: Callable[[Any], object], one: Any, two: Any) -> tuple[Callable[[], None], ...]:
+def opposite(lock: Callable[[Any], object], one: Any, two: Any) -> tuple[Callable[[], None], ...]:
     """What two tasks do that take two locks in opposite order."""
     meet = meeting()
 
@@ -62,7 +62,7 @@ def ring(lock: Callable[[Any], object], one: Any, two: Any) -> tuple[Callable[[]
 def robust_ring() -> None:
     page = Page()
     one, two = page.mutex(**ROBUST), page.mutex(SECOND, **ROBUST)
-    first, second = ring(LIBC.pthread_mutex_lock, one, two)
+    first, second = opposite(LIBC.pthread_mutex_lock, one, two)
     process("robust0", first)
     process("robust1", second)
 
@@ -70,7 +70,7 @@ def robust_ring() -> None:
 def rwlock_ring() -> None:
     def steps() -> None:
         page = Page()
-        first, second = ring(LIBC.pthread_rwlock_wrlock, page.rwlock(), page.rwlock(SECOND))
+        first, second = opposite(LIBC.pthread_rwlock_wrlock, page.rwlock(), page.rwlock(SECOND))
         thread("rwring1", second)
         first()
 
@@ -175,14 +175,14 @@ def contained() -> None:
     def private() -> None:
         call_me("inner0")
         page = Page()
-        first, second = ring(LIBC.pthread_mutex_lock, page.mutex(), page.mutex(SECOND))
+        first, second = opposite(LIBC.pthread_mutex_lock, page.mutex(), page.mutex(SECOND))
         thread("inner1", second)
         first()
 
     def shared() -> None:
         page = Page()
         one, two = page.mutex(**SHARED), page.mutex(SECOND, **SHARED)
-        first, second = ring(LIBC.pthread_mutex_lock, one, two)
+        first, second = opposite(LIBC.pthread_mutex_lock, one, two)
         if not os.fork():
             call_me("inner2")
             first()
@@ -203,7 +203,7 @@ def semaphores_undone() -> None:
     def take(number: int) -> None:
         system(SEMOP, sems, struct.pack("Hhh", number, -1, SEM_UNDO), 1)
 
-    first, second = ring(take, 0, 1)
+    first, second = opposite(take, 0, 1)
     process("undo0", first)
     process("undo1", second)
 
