@@ -10,10 +10,11 @@ import functools
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from kwhy.case.evidence import PAGE, Evidence
 from kwhy.diagnose.analysis import Watched
+from kwhy.diagnose.moving import Moving, reread
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
 from kwhy.emulate.replay import Turn
@@ -32,15 +33,6 @@ CLUSTER = 64 * PAGE
 """Of the memory map: the ``struct page`` of 4096 pages."""
 NEAR = 50_000_000
 """Nanoseconds between the end of a call in the recording and the snapshot that is of it."""
-
-
-@runtime_checkable
-class Moving(Protocol):
-    """Evidence of a target that goes on (``kwhy.case.live.LiveEvidence``)."""
-
-    pages: dict[int, bytes]
-
-    def reread(self, keep: Callable[[int], bool]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +133,12 @@ def _settled(
     kernel goes on can contradict each other: the free pages of a CPU above all, the tree of the
     tasks. So those of a run that wanted more pages are all read again for the next, in one request.
     """
-    start, end = (kernel.symbols.address(name) or 0 for name in ("_stext", "_etext"))
     deadline = time.monotonic() + PATIENCE
     before: str | None = None
     rounds = 0
     while True:
         rounds += 1
-        evidence.reread(lambda p: start <= p < end or kernel.module_at(p) is not None)
+        reread(kernel)
         known = set(evidence.pages)
         late = rounds >= ROUNDS and time.monotonic() > deadline
         try:

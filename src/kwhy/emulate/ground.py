@@ -103,7 +103,7 @@ class Ground:
 
 @functools.lru_cache(maxsize=2)
 def _planted(symbols: Symbols) -> dict[int, str]:
-    names = [*limits.STOPS, *limits.SKIPS, *limits.YIELDS, *limits.CLOCKS]
+    names = [*limits.STOPS, *limits.SKIPS, *limits.YIELDS, *limits.CLOCKS, *limits.WAKES]
     return {
         symbol.address: name
         for name in names

@@ -41,8 +41,15 @@ SKIPS = frozenset({
     "arch_irq_work_raise", "arch_send_call_function_single_ipi",
     # mitigations that flush or write hardware buffers
     "native_apic_mem_write", "native_apic_mem_eoi", "entry_ibpb",
+    # A new task's first turn on a run queue: see WAKES.
+    "wake_up_new_task",
 })  # fmt: skip
 """Functions that are left out: they return 0 at once, and the verdict names them."""
+
+WAKES = frozenset({"try_to_wake_up"})
+"""Where another task is made ready to run. None runs here, and the run queues of a live kernel are
+never read in one piece, so all that happens is the answer: whether the task was asleep so
+(kernel/sched/core.c). The verdict names it as left out."""
 
 YIELDS = frozenset({
     "__cond_resched", "_cond_resched", "preempt_schedule", "preempt_schedule_notrace",

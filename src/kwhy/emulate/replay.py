@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller, Outcome, Passed
 from kwhy.emulate.history import Branch, History
-from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS
+from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS, WAKES
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS
 from kwhy.emulate.syscall import interface, run
 from kwhy.errors import UsageError
@@ -39,6 +39,8 @@ _STORES = frozenset({
 """What fills and empties a CPU's own stores of objects, pages and counts (mm/slub.c, mm/swap.c,
 mm/page_alloc.c, lib/percpu_counter.c) when they ran out or over, and what notes for the writeback
 that an inode is dirty, unless it is: this depends on what was done before; left out as well."""
+_CLOSED = SKIPS | WAKES | _CHANCE
+"""Functions of which only the call is compared, not what they call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,7 @@ def _seen(code: Code, step: Step, depth: int = 0) -> Iterator[_Seen]:
     if code.traceable(step.function) or not depth:
         yield _Seen(depth, step.function, step.frame)
         depth += 1
-    if name not in SKIPS | _CHANCE:
+    if name not in _CLOSED:
         for child in step.children:
             yield from _seen(code, child, depth)
 
@@ -289,6 +291,6 @@ def _traced(code: Code, call: Call, depth: int = 0) -> Iterator[_Seen]:
     if call.kind == "traced" or not depth:
         yield _Seen(depth, call.function)
         depth += 1
-    if name not in SKIPS | _CHANCE:
+    if name not in _CLOSED:
         for child in call.children:
             yield from _traced(code, child, depth)

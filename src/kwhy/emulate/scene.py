@@ -210,8 +210,14 @@ class KernelScene:
         else:
             if name not in self.skipped and name not in limits.YIELDS:
                 self.skipped.append(name)
-            self._leave(machine, 0)
+            self._leave(machine, self._woken(machine) if name in limits.WAKES else 0)
         return None
+
+    def _woken(self, machine: Machine) -> int:
+        """Whether the task of the first argument is asleep in a state of the second."""
+        task, states = (machine.get(register) for register in arch.ARGUMENTS[:2])
+        state = self.word(task + self._offset_in_task("__state", "state"))
+        return int(state & states & 0xFFFFFFFF != 0)
 
     def _leave(self, machine: Machine, result: int) -> None:
         """Return from the function that has just been entered."""
@@ -309,7 +315,7 @@ class KernelScene:
             self.skipped.append(f"WARN at {self.where(address)}")
             machine.set(arch.PC, address + len(arch.UNDEFINED))
             return None
-        return End("stopped", address, "it is a BUG: the kernel would die")
+        return End("exception", address, "it is a BUG: the kernel would die")
 
     def fault(self, machine: Machine, address: int, write: bool, why: str) -> End | None:
         """A page that is not there: as the kernel's own fault handler, if that would give up."""
