@@ -32,7 +32,9 @@ def main() -> None:
     """One guest to learn which functions are on the stacks, one with probes on them."""
     parser = argparse.ArgumentParser(prog="python -m bench.arguments", description=__doc__)
     parser.add_argument("--series", default="6.12", help="the lab kernel to measure on")
-    series = parser.parse_args().series
+    parser.add_argument("--out", type=Path, default=Path("build/bench-arguments.json"))
+    args = parser.parse_args()
+    series = args.series
     with tempfile.TemporaryDirectory(prefix="kwhy-bench-") as directory:
         core, names = Path(directory) / "vmcore", Path(directory) / "names.json"
         with guest(series) as box:
@@ -52,7 +54,10 @@ def main() -> None:
                 truth = json.loads(Bench(box.name, link).run("python3", PROBES.name, "read"))
             box.dump(core)
         program, kernel, seen = opened(core)
-        show(series, parameters(program, kernel, seen), judge(program, kernel, seen, truth))
+        shares, found = parameters(program, kernel, seen), judge(program, kernel, seen, truth)
+    show(series, shares, found)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"series": series, **shares, "probes": found}, indent=2) + "\n")
 
 
 @contextmanager
