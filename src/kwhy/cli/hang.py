@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, explain, report; the result is the exit status."""
     from kwhy.cli.connect import open_evidence
+    from kwhy.cli.limit import within
     from kwhy.report import dot
 
     if args.put:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dot is not None:
         dot.check(args.dot)
     # Features are not tried: to leave a trace instance waits for RCU, which may be what hangs.
-    with open_evidence(args, probe=False) as evidence:
+    with within(args.timeout), open_evidence(args, probe=False) as evidence:
         if args.case is None:
             evidence.facts.question = {"verb": "hang", "pids": list(args.pids)}
         return give(evidence, args)
