@@ -200,7 +200,7 @@ class Recorded:
         given: dict[str, Any] = {
             "arity": count,
             "returns_bool": boolean,
-            "passing": lambda _f, _n, d: self.passed.get((d.address, d.taken)),
+            "passing": lambda _f, _n, d, _want: self.passed.get((d.address, d.taken)),
             "oracle": self.oracle,
         }
         return Tracer(code, **(given | more))

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from kwhy.arch import Arch
 from kwhy.diagnose import barred
-from kwhy.diagnose.sites import DEFAULT, case_label, following, held, instead, locate
+from kwhy.diagnose.sites import (
+    DEFAULT,
+    case_label,
+    case_makes,
+    following,
+    held,
+    instead,
+    locate,
+)
 from kwhy.flow.cfg import Code, Function, base_name
 from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Callee, Decision, Hit, Node, entry_state, prune
@@ -109,14 +117,17 @@ def _tracer(
             return True
         return not types.is_struct(found.ret) and types.size(found.ret) == 8  # get_unmapped_area()
 
-    def passing(function: Function, node: Node, decision: Decision) -> Passing | None:
+    def passing(function: Function, node: Node, decision: Decision, want: int) -> Passing | None:
         site = locate(kernel, decision.address)
         condition = site.condition
         if condition is None:
             return None
         if condition.kind == "switch":
             label = case_label(kernel, site, node, decision)
-            return "dispatch" if label not in (None, DEFAULT) else None
+            error = errno_name(want) or ""
+            if label in (None, DEFAULT) or case_makes(kernel, site, label or "", error):
+                return None
+            return "dispatch"
         clause = condition.kind == "if" and condition.else_line is None
         if not (clause and decision.kind == "branch") and condition.kind != "?:":
             return None

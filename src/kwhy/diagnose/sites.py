@@ -338,6 +338,30 @@ def case_label(kernel: Kernel, site: Site, node: Node, decision: Decision) -> st
     return _label_by_lines(kernel, site, condition, node, decision)
 
 
+_MAY_ASK = re.compile(r"\?|&&|\|\||\w\(")
+
+
+def case_makes(kernel: Kernel, site: Site, label: str, error: str) -> bool:
+    """Whether going to a case is enough for an error: it makes it, and asks nothing behind that.
+
+    A label that the source does not have (a bare number) stands for any of the switch's cases.
+    """
+    parsed = kernel.parsed(site.file) if site.file else None
+    if parsed is None or site.condition is None:
+        return False
+    cases = parsed.cases(site.condition.start)
+    makes = re.compile(rf"(?:\breturn|[^=!<>]=|\bERR_PTR\()\s*-{error}\b")
+    for statements in [cases[label]] if label in cases else cases.values():
+        made = next((n for n, each in enumerate(statements) if makes.search(each.text)), None)
+        if made is not None and not any(_asks(each) for each in statements[made:]):
+            return True
+    return False
+
+
+def _asks(statement: Statement) -> bool:
+    return statement.kind in _HEADS or _MAY_ASK.search(statement.text) is not None
+
+
 def _label_by_lines(
     kernel: Kernel, site: Site, condition: SourceCondition, node: Node, decision: Decision
 ) -> str | None:
@@ -366,9 +390,9 @@ def led_to(kernel: Kernel, site: Site, truth: bool, case: str | None = None) -> 
     parsed = kernel.parsed(site.file) if site.file else None
     if condition is None or parsed is None:
         return None
-    own = parsed.case_statement(case, condition.start) if case is not None else None
-    if own is not None:
-        return own
+    own = parsed.cases(condition.start).get(case) if case is not None else None
+    if own:
+        return own[0]
     line = condition.then_line if truth else condition.else_line
     if line is not None:
         return parsed.statement(line)

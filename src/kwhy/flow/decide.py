@@ -18,6 +18,8 @@ from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
 from kwhy.flow.terms import Term, mask, sym
 
 Passing = Literal["guard", "dispatch"]
+Passed = Callable[[Function, Node, Decision, int], Passing | None]
+"""Asked of a branch that was gone through, and of the value that was returned."""
 Edge = tuple[Node, Decision]
 
 MAX_STEPS = 20_000
@@ -31,7 +33,7 @@ class Decider:
     """Finds deciding branches. ``passing`` says what the source makes of a branch, if it knows."""
 
     def __init__(
-        self, passing: Callable[[Function, Node, Decision], Passing | None] | None = None
+        self, passing: Passed | None = None
     ) -> None:
         self.passing = passing
         self._open: dict[Any, bool] = {}
@@ -51,7 +53,7 @@ class Decider:
         def passed(node: Node, decision: Decision, strictly: bool) -> bool:
             if not self._is_open(explorer, node, decision, want, size, same, result):
                 return True
-            kind = self.passing(explorer.function, node, decision) if self.passing else None
+            kind = self.passing(explorer.function, node, decision, want) if self.passing else None
             if kind == "guard" and not _may_succeed(explorer, node, decision):
                 return True
             if not strictly:

@@ -23,6 +23,7 @@ from kwhy.flow.state import (
     decide,
     evaluate,
     forget_memory,
+    is_stack,
     keep,
     split,
 )
@@ -507,7 +508,8 @@ class Explorer:
     def _bind(self, state: State, hit: Hit) -> bool:
         for name, value in hit.values.items():
             term = state.registers.get(name)
-            if term is not None:
+            # Where a function aligns its stack, the places in it are known but for that.
+            if term is not None and not is_stack(split(term)[0]):
                 seen = assume(state.seen, "eq", term, value, 8)
                 if seen is None or assume(state.facts, "eq", term, value, 8) is None:
                     return False

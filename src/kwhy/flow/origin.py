@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from kwhy.errors import FATAL
 from kwhy.flow.cfg import Code, Function
-from kwhy.flow.decide import Decider, Passing
+from kwhy.flow.decide import Decider, Passed
 from kwhy.flow.explore import (
     Callee,
     Decision,
@@ -132,7 +132,7 @@ class Tracer:
         returns_bool: Callable[[int], bool] | None = None,
         returns_error: Callable[[int], bool] | None = None,
         oracle: bool = False,
-        passing: Callable[[Function, Node, Decision], Passing | None] | None = None,
+        passing: Passed | None = None,
         spelled: Callable[[Finding], bool] | None = None,
         quiet: Callable[[int], bool] | None = None,
     ) -> None:

@@ -156,7 +156,7 @@ table that the "base" is an index into."""
 
 def _follow(state: State, base: Term, offset: int) -> None:
     """Note that a pointer was followed without a fault: it is not NULL, nor an error pointer."""
-    if not isinstance(base, tuple) or abs(offset) > STRUCTURE or _is_stack(base):
+    if not isinstance(base, tuple) or abs(offset) > STRUCTURE or is_stack(base):
         return
     if base[0] in ("ret", "init") or (base[0] == "mem" and base[2] == 8):
         facts = assume(state.facts, "ugt", base, 4095, 8)
@@ -184,19 +184,20 @@ def store(state: State, address: Term, size: int, value: Term, place: Any) -> No
     if not on_stack(state, base):
         # Another pointer may reach the same object; frames do not alias their own stack that way.
         for other in list(state.memory):
-            if other != base and not _is_stack(other) and not isinstance(other, int):
+            if other != base and not is_stack(other) and not isinstance(other, int):
                 del state.memory[other]
         _renew(state, place)
 
 
-def _is_stack(base: Term) -> bool:
+def is_stack(base: Term) -> bool:
+    """Whether a base is the stack of some frame."""
     return isinstance(base, tuple) and base[0] == "init" and base[2] == "rsp"
 
 
 def forget_memory(state: State, place: Any, escaped: list[tuple[Term, int, int]] = []) -> None:  # noqa: B006
     """Forget all memory but stacks; of stacks, what lies in ``escaped`` (base, offset, size)."""
     for base in list(state.memory):
-        if not _is_stack(base):
+        if not is_stack(base):
             del state.memory[base]
             continue
         holes = [(offset, size) for other, offset, size in escaped if other == base]

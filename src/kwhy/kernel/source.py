@@ -210,25 +210,28 @@ class SourceFile(ParsedFile):
                 return self._case(node)
         return None
 
-    def case_statement(self, label: str, switch: int) -> Statement | None:
-        """The first statement of a case, by its label, of the switch that is headed at ``switch``.
+    def cases(self, switch: int) -> dict[str, list[Statement]]:
+        """The cases of the switch that is headed at a line: label to statements.
 
-        Of cases that share their statements it is the last that has them.
+        Those that share their statements all have them.
         """
+        out: dict[str, list[Statement]] = {}
+        shared: list[str] = []
         stack = [statement_of(self.node(switch, 0))]
-        found = False
         while stack:
             node = stack.pop()
             if node is None:
                 continue
             if self._is_case(node, switch):
-                found = found or self._case(node) == label
+                shared.append(self._case(node))
                 value = node.child_by_field_name("value")
                 inner = [n for n in node.named_children if n != value and n.type != "comment"]
-                if found and inner:
-                    return self._as_statement(inner[0])
+                if inner:
+                    statements = [self._as_statement(each) for each in inner]
+                    out.update(dict.fromkeys(shared, statements))
+                    shared = []
             stack += reversed(node.children)
-        return None
+        return out
 
     def _is_case(self, node: Any, switch: int) -> bool:
         """Whether a node is a case of the switch whose head has that line."""
