@@ -88,6 +88,16 @@ def test_the_registers_of_a_probe_hit_are_facts() -> None:
     assert [EIO] == results(found)
 
 
+def test_where_an_aligned_stack_lies_is_no_contradiction() -> None:
+    """After `and rsp,-16` the places on the stack are known but for eight bytes."""
+    # push rbp; mov rbp,rsp; push rbx; and rsp,-16; cmp edi,5; je 1f; mov eax,-5; jmp 2f; 1: xor
+    # eax,eax; 2: mov rbx,[rbp-8]; leave; ret
+    text = f"{NOP} 55 4889e5 53 4883e4f0 83ff05 7407 b8fbffffff eb02 31c0 488b5df8 c9 c3"
+    stack = {"rbp": 0x7F0010, "rsp": 0x7F0000, "flags": 0}
+    _, found = explored(toy(f=text), [Hit(F + 17, stack)], armed=frozenset([F + 17]))
+    assert [EIO] == results(found)
+
+
 def test_an_armed_address_without_a_hit_did_not_run() -> None:
     """The probed side of a branch is ruled out by the silence of its probe."""
     silent = F + 0x10  # xor eax, eax, with the return behind it: one segment, known by its end

@@ -145,8 +145,8 @@ def analysed(
                 booleans.add(base_name(code.name(address)))
             return found
 
-        def by(function: Function, node: Node, decision: Decision) -> Passing | None:
-            found = passing(function, node, decision)
+        def by(function: Function, node: Node, decision: Decision, want: int) -> Passing | None:
+            found = passing(function, node, decision, want)
             if found:
                 passed[decision.address, decision.taken] = found
             return found
