@@ -283,6 +283,37 @@ FILES: Final[tuple[Incident, ...]] = (
         trap="pipe_ioctl() says ENOIOCTLCMD, which is replaced; may be a conditional move",
     ),
     Incident(
+        "link_unsafe",
+        "link",
+        "EPERM",
+        (
+            Truth(
+                NAMEI,
+                "may_linkat",
+                "safe_hardlink_source(inode) || inode_owner_or_capable(inode)",
+                holds=False,
+                until="5.10",
+            ),
+            Truth(
+                NAMEI,
+                "may_linkat",
+                "safe_hardlink_source(mnt_userns, inode) "
+                "|| inode_owner_or_capable(mnt_userns, inode)",
+                holds=False,
+                since="6.1",
+                until="6.1",
+            ),
+            Truth(
+                NAMEI,
+                "may_linkat",
+                "safe_hardlink_source(idmap, inode) || inode_owner_or_capable(idmap, inode)",
+                holds=False,
+                since="6.12",
+            ),
+        ),
+        trap="what lets the call go on has a return of its own; the refusal is behind it",
+    ),
+    Incident(
         "mkdir_exist",
         "mkdir",
         "EEXIST",
@@ -335,6 +366,13 @@ FILES: Final[tuple[Incident, ...]] = (
         named=True,
     ),
     Incident(
+        "mkdir_seccomp",
+        "mkdir",
+        "EPERM",
+        (Truth("kernel/seccomp.c", "__seccomp_filter", "action"),),
+        trap="the entry of the call is not traced, and its errno is no function's result",
+    ),
+    Incident(
         "noisy_unlink",
         "unlink",
         "EPERM",
@@ -375,6 +413,13 @@ FILES: Final[tuple[Incident, ...]] = (
             ),
         ),
         trap="81 harmless failures come first",
+    ),
+    Incident(
+        "open_beneath",
+        "openat2",
+        "EXDEV",
+        (Truth(NAMEI, "follow_dotdot", "unlikely(nd->flags & LOOKUP_BENEATH)"),),
+        trap="an inlined callee makes the error pointer that its caller only hands on",
     ),
     Incident(
         "open_isdir",

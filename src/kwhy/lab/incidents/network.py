@@ -72,6 +72,27 @@ NETWORK: Final[tuple[Incident, ...]] = (
         trap="the default of a big switch",
     ),
     Incident(
+        "send_pending",
+        "sendto",
+        "ECONNREFUSED",
+        (
+            Truth(
+                "include/net/sock.h",
+                "sock_error",
+                "likely(data_race(!sk->sk_err))",
+                holds=False,
+            ),
+        ),
+        trap="the errno comes back through a pointer, and a reference is counted before the return",
+    ),
+    Incident(
+        "shutdown_notconn",
+        "shutdown",
+        "ENOTCONN",
+        (Truth(AF_INET, "inet_shutdown", "sk->sk_state"),),
+        trap="one case of a switch makes the errno, and shares all other code with the default",
+    ),
+    Incident(
         "tcp_refused",
         "connect",
         "ECONNREFUSED",

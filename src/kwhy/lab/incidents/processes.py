@@ -181,6 +181,20 @@ PROCESSES: Final[tuple[Incident, ...]] = (
         trap="an exception is the branch",
     ),
     Incident(
+        "uidmap_overlap",
+        "write",
+        "EINVAL",
+        (
+            Truth(
+                "kernel/user_namespace.c",
+                "mappings_overlap",
+                "(prev_upper_first <= upper_last) && (prev_upper_last >= upper_first)",
+            ),
+            Truth("kernel/user_namespace.c", "map_write", "mappings_overlap(&new_map, &extent)"),
+        ),
+        trap="a loop over lines with nine ways out, characters looked up in a table",
+    ),
+    Incident(
         "unshare_threads",
         "unshare",
         "EINVAL",
