@@ -35,7 +35,8 @@ class Arch:
     ``syscall_entries`` is that of a system call.
     ``probe_registers`` maps register names to those of kprobe events, ``sample_registers`` to
     their bits in a perf sample. ``is_interrupt_entry``: whether a frame of that name means that an
-    interrupt is being handled on top of whatever ran.
+    interrupt is being handled on top of whatever ran. ``stack_size``: bytes of a thread's kernel
+    stack or one for interrupts, and what it is aligned to.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Arch:
     arguments: tuple[str, ...]
     result: str
     stack: str
+    stack_size: int
     clobbered: frozenset[str]
     syscall_arguments: tuple[int, ...]
     syscall_result: tuple[int, ...]

@@ -475,12 +475,15 @@ def _aim(item: Insn, insn: capstone.CsInsn, op: capstone.x86.X86Op) -> None:
 
 _SAMPLED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "flags")
 
+STACK_SIZE = 16384  # THREAD_SIZE and IRQ_STACK_SIZE, arch/x86/include/asm/page_64_types.h
+
 ARCH = Arch(
     name="x86_64",
     registers=tuple(REGISTERS),
     arguments=("rdi", "rsi", "rdx", "rcx", "r8", "r9"),
     result="rax",
     stack="rsp",
+    stack_size=STACK_SIZE,
     clobbered=frozenset(["rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"]),
     # struct pt_regs: di, si, dx, r10, r8, r9; the number is orig_ax.
     syscall_arguments=(112, 104, 96, 56, 72, 64),

@@ -9,6 +9,7 @@ import capstone
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
 from unicorn import x86_const as x86
 
+from kwhy.arch import x86_64
 from kwhy.arch.x86_64 import is_tracer
 
 REGISTERS: dict[str, int] = {
@@ -57,7 +58,7 @@ HOLE = 0xFFFFFFFF7D000000
 HOLE_END = IMAGE_BASE
 """Addresses below the image that nothing uses (Documentation/arch/x86/x86_64/mm.rst)."""
 
-STACK_SIZE = 16384  # THREAD_SIZE, arch/x86/include/asm/page_64_types.h
+STACK_SIZE = x86_64.STACK_SIZE
 PT_REGS_SIZE = 168
 PT_REGS_FLAGS, PT_REGS_RESULT = 144, 80
 

@@ -9,10 +9,11 @@ from kwhy import arch as architectures
 from kwhy.diagnose import spin_words
 from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
 from kwhy.diagnose.spin_end import Ending, ending
-from kwhy.diagnose.spin_frames import Place, interrupted, places, stays
+from kwhy.diagnose.spin_frames import Place, interrupted, on_its_stacks, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
 from kwhy.diagnose.spin_recover import recoveries
+from kwhy.diagnose.spin_ring import ring
 from kwhy.diagnose.spin_safe import forbidden
 from kwhy.diagnose.spin_watch import STARTS, Keeper, Live, Look, Seen, Watcher
 from kwhy.errors import FeatureError
@@ -79,6 +80,7 @@ def explain(evidence: Keeper, kernel: Kernel, live: Live | None = None) -> Spin:
     watcher.forbidden = forbidden(kernel, case.code, watcher, look)
     fit = [sample for sample in own if sample.chain] or own
     watcher.starts = fit[:: -(-len(fit) // STARTS)]
+    watcher.its_own = on_its_stacks(own, arch)
     return _in_kernel(case, look, own)
 
 
@@ -203,7 +205,7 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
         case.notes.append(f"{refused}; {instead}")
     others = [f"{each['comm']} ({each['tid']})" for each in look.running]
     lock = spun_lock(case.kernel, case.code, case.watcher, place, samples, others)
-    watched = watch(case.code, case.watcher, place, window)
+    watched = _watch(case, place, window)
     if lock is not None:
         return case.answer(
             summary=f"{_who(case)} spins on a {lock.kind} in {lock.wanted_by}(), and "
@@ -224,6 +226,18 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
             stack=stack,
         )
     return _looping(case, watched, entry, stack)
+
+
+def _watch(case: Case, place: Place, window: float) -> Watched | None:
+    """The loop of the frame that stays; where that goes round in none, one of the functions that it
+    called and that hand over to each other."""
+    watched = watch(case.code, case.watcher, case.code.function(place.entry), place, window)
+    if watched is None or not watched.passed(watched.loop.head):
+        found = ring(case.kernel, case.code, place)
+        around = watch(case.code, case.watcher, *found, window) if found is not None else None
+        if around is not None and around.passed(around.loop.head):
+            return around
+    return watched
 
 
 def _leaves(kernel: Kernel, samples: Sequence[Sample]) -> str:
@@ -258,6 +272,8 @@ def _stack(kernel: Kernel, place: Place) -> tuple[Frame, ...]:
 
 def _loop(case: Case, watched: Watched, entry: Seen | None) -> Loop:
     kernel, place = case.kernel, watched.place
+    functions = spin_words.functions(kernel, watched)
+    function = functions[0]
     lines = spin_words.loop_lines(kernel, watched)
     head = kernel.frames(watched.loop.head)
     blocks = []
@@ -265,11 +281,13 @@ def _loop(case: Case, watched: Watched, entry: Seen | None) -> Loop:
         segment = watched.function.segments[start]
         inside = sum(start <= address < segment.last.end for address in place.at)
         blocks.append(
-            Block(offset=f"+{start - place.entry:#x}", hits=watched.count(start), samples=inside)
+            Block(
+                offset=_inside(kernel, function, start), hits=watched.count(start), samples=inside
+            )
         )
     return Loop(
-        function=place.name,
-        head=f"+{watched.loop.head - place.entry:#x}",
+        function=function,
+        head=_inside(kernel, function, watched.loop.head),
         file=head[-1].file if head else None,
         line=min((each.line for each in lines), default=None),
         blocks=tuple(blocks),
@@ -279,7 +297,13 @@ def _loop(case: Case, watched: Watched, entry: Seen | None) -> Loop:
         entry_hits=None if entry is None or entry.error or entry.offline else entry.count,
         head_hits=watched.count(watched.loop.head),
         exit_hits=watched.exit_hits(),
+        also=tuple(functions[1:]),
     )
+
+
+def _inside(kernel: Kernel, function: str, address: int) -> str:
+    """``+0x1b`` of an address in ``function``, ``other+0x1b`` elsewhere."""
+    return spin_words.offset(kernel, address).removeprefix(function)
 
 
 def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Frame, ...]) -> Spin:
@@ -341,6 +365,9 @@ def _sentence(
 ) -> tuple[str, str]:
     """The summary, and what would have to change."""
     where = f"{loop.function}()"
+    if loop.also:
+        others = ", ".join(f"{name}()" for name in loop.also)
+        where += f" and {others}, which hand over to each other"
     ways = [b for b in branches if b.leaves and b.wanted is not None]
     when = " or ".join(
         dict.fromkeys(f"{b.expr} becomes {'true' if b.wanted else 'false'}" for b in ways)

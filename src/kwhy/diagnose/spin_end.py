@@ -15,6 +15,7 @@ from kwhy.diagnose.spin_loop import (
     result_values,
 )
 from kwhy.diagnose.spin_watch import Watcher
+from kwhy.emulate.limits import holds_time
 from kwhy.flow.cfg import Code
 from kwhy.flow.loops import Load, evaluate
 from kwhy.kernel.model import Kernel
@@ -136,6 +137,10 @@ def _memory(kernel: Kernel, watcher: Watcher, loads: Sequence[Load], out: Ending
         found = classify([address for address in addresses if address is not None])
         if found is None or None in addresses:
             sure = False
+        elif any(holds_time(kernel.symbols.at(address)) for address in found.distinct):
+            out.operands.append(
+                Operand(expr="the time", value="passes", how="varying", source=seen.source)
+            )
         elif found.how in ("constant", "cycle"):
             places.update(((address, load.size), None) for address in found.distinct)
         else:

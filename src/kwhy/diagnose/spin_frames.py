@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kwhy.arch import Arch
 from kwhy.diagnose.spin_watch import Seen, Watcher
 from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
@@ -18,7 +19,7 @@ class Place:
 
     ``entry`` is its function's address, ``at`` where each sample was in it (a sampled instruction,
     or the call that it was in), ``back`` the address that it returns to, ``above`` the return
-    addresses of its callers, innermost first.
+    addresses of its callers, innermost first, ``below`` where each sample was one frame further in.
     """
 
     entry: int
@@ -26,6 +27,7 @@ class Place:
     at: tuple[int, ...]
     back: int | None
     above: tuple[int, ...]
+    below: tuple[int, ...] = ()
 
 
 def stack(sample: Sample) -> list[int]:
@@ -40,6 +42,21 @@ def interrupted(kernel: Kernel, sample: Sample, is_entry: Callable[[str], bool])
         if symbol is not None and is_entry(symbol.name):
             return True
     return False
+
+
+def on_its_stacks(samples: Sequence[Sample], arch: Arch) -> Callable[[Sample], bool]:
+    """Tells whether a hit is on the stack of the thread that the samples are of.
+
+    Interrupts have a stack of their own, and run functions that the thread runs too: what they pass
+    there is not the thread's doing.
+    """
+    blocks = Counter(_block(sample, arch) for sample in samples)
+    usual = {block for block, times in blocks.items() if times > (1 - MOST) * len(samples)}
+    return lambda sample: _block(sample, arch) in usual
+
+
+def _block(sample: Sample, arch: Arch) -> int:
+    return sample.registers.get(arch.stack, 0) // arch.stack_size
 
 
 def shared(stacks: Sequence[list[int]]) -> tuple[int, list[list[int]]]:
@@ -65,20 +82,21 @@ def places(kernel: Kernel, samples: Sequence[Sample]) -> list[Place]:
     count, stacks = shared([stack(sample) for sample in unwound])
     out = []
     for depth in range(count, -1, -1):
-        names = Counter(_function(kernel, each[depth]) for each in stacks if len(each) > depth)
+        names = Counter(function_of(kernel, each[depth]) for each in stacks if len(each) > depth)
         (entry, name), _ = names.most_common(1)[0]
         if entry is None:
             continue
-        inside = [each for each in stacks if _function(kernel, each[depth])[0] == entry]
+        inside = [each for each in stacks if function_of(kernel, each[depth])[0] == entry]
         above = tuple(address + 1 for address in reversed(inside[0][:depth]))
-        out.append(
-            Place(entry, name, tuple(each[depth] for each in inside), above[0] if above else None,
-                  above)
-        )  # fmt: skip
+        below = tuple(each[depth + 1] for each in inside if len(each) > depth + 1)
+        at = tuple(each[depth] for each in inside)
+        out.append(Place(entry, name, at, above[0] if above else None, above, below))
     return out
 
 
-def _function(kernel: Kernel, address: int) -> tuple[int | None, str]:
+def function_of(kernel: Kernel, address: int) -> tuple[int | None, str]:
+    """The entry and the name of the function around an address, that of an unlikely part's whole;
+    None and the address where there is no symbol."""
     symbol = kernel.symbols.at(address)
     if symbol is None:
         return None, f"{address:#x}"

@@ -125,10 +125,10 @@ def candidates(function: Function, place: Place) -> list[tuple[Loop, int]]:
 
 
 def watch(
-    code: Code, watcher: Watcher, place: Place, seconds: float
+    code: Code, watcher: Watcher, function: Function, place: Place, seconds: float
 ) -> Watched | None:
-    """The smallest loop of ``place`` that holds its samples and is not left while watched."""
-    function = code.function(place.entry)
+    """The smallest loop of a function that holds the samples at ``place`` in it and is not left
+    while watched."""
     best: Watched | None = None
     for loop, inside in candidates(function, place)[:4]:
         if best is not None and inside < best.inside:

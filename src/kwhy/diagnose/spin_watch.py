@@ -111,6 +111,8 @@ class Watcher:
         self.forbidden: str | None = None
         self.refused: str | None = None
         """Why the kernel refused a breakpoint."""
+        self.its_own: Callable[[Sample], bool] = lambda sample: True
+        """Whether a hit is the thread's own, not that of an interrupt on top of it."""
         self.starts: list[Sample] = []
         """Samples that can be gone on from offline, where no breakpoint can be set."""
 
@@ -267,9 +269,11 @@ class Watcher:
             assert isinstance(event, dict)
             data = self.evidence.blob(f"{key}/{index}") or b""
             samples = decode(data, bool(event.get("chain")), self.names)
-            seen.append(
-                Seen(samples, int(counts["count"]), int(counts["lost"]), counts.get("error"))
-            )
+            count = int(counts["count"])
+            if event["kind"] == "breakpoint":
+                own = [sample for sample in samples if self.its_own(sample)]
+                count, samples = count - (len(samples) - len(own)), own
+            seen.append(Seen(samples, count, int(counts["lost"]), counts.get("error")))
         return Look(
             seen, float(result["seconds"]), result["before"], result["after"], result["maps"],
             result["running"], bool(result.get("deaf")),

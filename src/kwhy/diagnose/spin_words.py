@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from kwhy.arch import Arch
 from kwhy.diagnose.sites import Site, locate, truth
+from kwhy.diagnose.spin_frames import function_of
 from kwhy.diagnose.spin_loop import Watched, never_taken, result_size, result_values
 from kwhy.flow.cfg import Code, Function, Segment
 from kwhy.flow.explore import Decision
@@ -17,6 +18,7 @@ AHEAD = 4  # segments that are followed to see where a branch leads
 AROUND = 3  # lines of source shown before and after the loop
 MAX_LINES = 60
 MAX_VALUES = 4
+_GO_ON = frozenset({"while", "do", "for"})  # statements that ask before the next round
 
 
 def offset(kernel: Kernel, address: int) -> str:
@@ -98,11 +100,10 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             always = always is not False
         if out_of is not None:
             jump_leaves = out_of == segment.target
-            wanted = holds(kernel, watched.function, segment, jump_leaves, site) is not False
-            if never is None and watched.stayed():
-                always = not wanted  # neither way was counted by itself, but the loop was not left
-            elif never == jump_leaves:
-                wanted = not always  # of a && b the jump of a alone does not tell
+            wanted = _wanted(kernel, watched.function, segment, jump_leaves, site)
+            # Where neither way was counted by itself the loop, if not left, tells.
+            if never == jump_leaves or (never is None and watched.stayed()):
+                always = not wanted
         text = site.condition.text if site.condition else _jump(site, segment)
         key = (site.identity, always)
         if key in out and (out[key].leaves or out_of is None):
@@ -118,6 +119,24 @@ def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
             wanted=wanted,
         )
     return list(out.values())
+
+
+def _wanted(
+    kernel: Kernel, function: Function, segment: Segment, jump_leaves: bool, site: Site
+) -> bool:
+    """What the source condition is when the branch of ``segment`` leaves the loop.
+
+    Of ``a && b`` the jump of a alone does not tell, nor do the lines where a statement stands in
+    that of its condition: then what is asked to go on is, and what is asked within is not.
+    """
+    leaving, staying = (
+        holds(kernel, function, segment, way, site) for way in (jump_leaves, not jump_leaves)
+    )
+    if leaving is None and staying is not None:
+        return not staying
+    if leaving is None or leaving == staying:
+        return site.condition is None or site.condition.kind not in _GO_ON
+    return leaving
 
 
 def _jump(site: Site, segment: Segment) -> str:
@@ -195,6 +214,12 @@ def lines_of(kernel: Kernel, function: Function, addresses: Sequence[int]) -> Co
         if frames and frames[-1].line:
             out[frames[-1].line] += 1
     return out
+
+
+def functions(kernel: Kernel, watched: Watched) -> list[str]:
+    """The functions that the loop is in: that of its head, and those that it hands over to."""
+    starts = [watched.loop.head, *sorted(watched.loop.body)]
+    return list(dict.fromkeys(function_of(kernel, start)[1] for start in starts))
 
 
 def loop_lines(kernel: Kernel, watched: Watched) -> tuple[LoopLine, ...]:

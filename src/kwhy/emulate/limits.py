@@ -3,6 +3,8 @@
 Names of all supported kernels; one that a kernel does not have is ignored.
 """
 
+from typing import Protocol
+
 SLEEPS = "it would sleep"
 LOCKED = "it would wait for a lock that somebody holds"
 DIES = "it would stop the kernel"
@@ -62,3 +64,21 @@ CLOCKS = frozenset({
     "read_hv_clock_msr_cs", "xen_clocksource_get_cycles",
 })  # fmt: skip
 """Clock sources: they give the cycle of the last tick, so that a run always sees the same time."""
+
+_TIMES = frozenset({
+    "jiffies", "jiffies_64", "tk_core", "timekeeper_data", "shadow_timekeeper", "tk_fast_mono",
+    "tk_fast_raw",
+})  # fmt: skip
+
+
+class _Symbol(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def holds_time(symbol: _Symbol | None) -> bool:
+    """Whether a variable is the time that the kernel keeps, which moves with every tick.
+
+    Some of it moves but once a second (kernel/time/timekeeping.c), so looking twice may not tell.
+    """
+    return symbol is not None and symbol.name in _TIMES

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller
 from kwhy.emulate.history import History
+from kwhy.emulate.limits import holds_time
 from kwhy.emulate.machine import End
 from kwhy.emulate.scene import RETURN, KernelScene
 from kwhy.emulate.slice import behind
@@ -92,7 +93,11 @@ def answer(
             ):
                 reads.setdefault(access.address, (access.size, access.value))
     run = (insn.text for block in history.steps_of.blocks for insn in block.insns)
-    clock = scene.asked_time or any(text in arch.COUNTER_READS for text in run)
+    clock = (
+        scene.asked_time
+        or any(text in arch.COUNTER_READS for text in run)
+        or any(holds_time(caller.kernel.symbols.at(at)) for at in reads)
+    )
     return Answered(end, result, reads, frozenset(inputs), clock)
 
 

@@ -8,8 +8,10 @@ back; what of that a round finds in memory, and writes, is watched over the roun
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller
 from kwhy.emulate.history import History
+from kwhy.emulate.limits import holds_time
 from kwhy.emulate.resume import BLOCKS, CALL_BLOCKS, scene_of
 from kwhy.emulate.scene import RETURN, KernelScene
 from kwhy.emulate.slice import asked_by_all
@@ -25,7 +27,7 @@ class Rounds:
 
     ``memory``: by address the size in bytes, and round by round the values at the loop's head, of
     what branches asked for and the rounds wrote. ``registers``: those at the head that branches
-    asked for. ``clock``: they asked for the time in ticks.
+    asked for. ``clock``: they asked for the time, be it that which the kernel keeps in memory.
     """
 
     why: str | None
@@ -45,7 +47,7 @@ def rounds(caller: Caller, code: Code, registers: dict[str, int], head: int) -> 
     scene = scene_of(caller, registers, detail=True)
     scene.machine.run(head, RETURN, blocks)
     history = History(code, scene.machine.track, scene.instruction)
-    found, given = _asked(history)
+    found, given, counted = _asked(history)
     end = history.steps_of.first_access(history.steps_of.count)
     own = {at: size for at, size in found.items() if history.steps_of.writers(at, size, end)}
     values: dict[int, list[int]] = {at: [] for at in own}
@@ -56,10 +58,8 @@ def rounds(caller: Caller, code: Code, registers: dict[str, int], head: int) -> 
             values[at].append(int.from_bytes(scene.memory.read(at, size), "little"))
 
     _go(scene, head, note)
-    ticks = {caller.kernel.symbols.address(name) for name in ("jiffies", "jiffies_64")}
-    return Rounds(
-        None, {at: (size, values[at]) for at, size in own.items()}, given, bool(ticks & set(found))
-    )
+    clock = counted or any(holds_time(caller.kernel.symbols.at(at)) for at in found)
+    return Rounds(None, {at: (size, values[at]) for at, size in own.items()}, given, clock)
 
 
 def _go(scene: KernelScene, head: int, note: Callable[[], None]) -> tuple[int, str | None]:
@@ -77,16 +77,18 @@ def _go(scene: KernelScene, head: int, note: Callable[[], None]) -> tuple[int, s
     return passes, None if end.kind == "bound" else end.reason
 
 
-def _asked(history: History) -> tuple[dict[int, int], frozenset[str]]:
-    """What branches asked for as it was found: memory by address with its size in bytes, and
-    registers."""
+def _asked(history: History) -> tuple[dict[int, int], frozenset[str], bool]:
+    """What branches asked for as it was found: memory by address with its size in bytes, registers,
+    and whether they asked for the processor's time-stamp counter."""
     steps = history.steps_of
     places: dict[int, int] = {}
     given: set[str] = set()
+    counter = False
     for step in asked_by_all(history):
+        counter = counter or steps.insn(step).text in arch.COUNTER_READS
         given |= history.given(step)
         before = steps.first_access(step)
         for access in steps.accesses(step):
             if not access.write and not steps.writers(access.address, access.size, before):
                 places[access.address] = access.size
-    return places, frozenset(given)
+    return places, frozenset(given), counter

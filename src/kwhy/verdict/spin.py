@@ -62,7 +62,8 @@ class Block:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
     """The smallest loop that holds every sample. Hits are counted by hardware breakpoints, None
-    where none could be set. ``head`` is an offset in ``function``."""
+    where none could be set. ``head`` is an offset in ``function``; ``also`` are the functions that
+    it hands over to and that hand back, by jumps."""
 
     function: str
     head: str
@@ -75,6 +76,7 @@ class Loop:
     entry_hits: int | None
     head_hits: int | None
     exit_hits: int | None
+    also: tuple[str, ...] = field(default=(), metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,51 @@
+"""Functions that go round by jumping to each other, and stacks that are not the thread's."""
+
+from tests.unit.flow_build import ARCH, GAP, TOY, Machine, toy
+
+from kwhy.diagnose.spin_frames import Place, on_its_stacks
+from kwhy.diagnose.spin_loop import candidates
+from kwhy.diagnose.spin_ring import ring
+from kwhy.flow.cfg import Code
+from kwhy.flow.loops import loops
+from kwhy.record.samples import Sample
+
+# test edi, edi; jne out; jmp (the other); out: ret
+PING, PONG = "85ff 7505 e9f70f0000 c3", "85ff 7505 e9f7efffff c3"
+CALL = TOY + 7 * GAP
+CALLER = Place(CALL - 20, "caller", (CALL,) * 3, 77, (77,), (TOY, TOY + GAP + 2, TOY + 2))
+
+
+def found(machine: Machine) -> object:
+    return ring(machine, Code(machine, ARCH), CALLER)  # type: ignore[arg-type]
+
+
+def test_two_functions_that_hand_over_to_each_other_are_a_loop() -> None:
+    """The loop is in both, holds the samples of both, and is left by either's return."""
+    machine = toy(ping=PING, pong=PONG)
+    function, place = ring(machine, Code(machine, ARCH), CALLER) or (None, None)  # type: ignore[arg-type]
+    assert function is not None
+    assert place is not None
+    assert (CALL + 1, (CALL + 1, 77)) == (place.back, place.above)
+    (loop,) = loops(function)
+    assert (TOY, {TOY + 9, TOY + GAP + 9}) == (loop.head, {to for _, to in loop.exits})
+    assert [(loop, 3)] == candidates(function, place)
+
+
+def test_a_function_that_hands_over_to_nobody_is_no_ring() -> None:
+    """Nor is one whose samples are its own."""
+    assert found(toy(ping="85ff 7505 9090909090 c3", pong=PONG)) is None
+    machine = toy(ping=PING, pong=PONG)
+    alone = Place(TOY, "ping", (TOY,), None, ())
+    assert ring(machine, Code(machine, ARCH), alone) is None  # type: ignore[arg-type]
+
+
+def at(stack: int) -> Sample:
+    return Sample(TOY, 0, 0, False, (), {"rsp": stack})
+
+
+def test_what_an_interrupt_passes_is_not_the_thread_s() -> None:
+    """Interrupts have a stack of their own; one stray sample of there does not make it the thread's."""
+    own = 0xFF00_0000_0001_0000
+    tell = on_its_stacks([*(at(own + 16 * n) for n in range(20)), at(own - 16384)], ARCH)
+    assert tell(at(own + 16000))
+    assert not tell(at(own - 16))
