@@ -44,7 +44,7 @@ def at(stack: int) -> Sample:
 
 
 def test_what_an_interrupt_passes_is_not_the_thread_s() -> None:
-    """Interrupts have a stack of their own; one stray sample of there does not make it the thread's."""
+    """Interrupts have a stack of their own; a stray sample of there does not make it its own."""
     own = 0xFF00_0000_0001_0000
     tell = on_its_stacks([*(at(own + 16 * n) for n in range(20)), at(own - 16384)], ARCH)
     assert tell(at(own + 16000))

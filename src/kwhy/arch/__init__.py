@@ -35,7 +35,8 @@ class Arch:
     ``syscall_entries`` is that of a system call.
     ``probe_registers`` maps register names to those of kprobe events, ``sample_registers`` to
     their bits in a perf sample. ``is_interrupt_entry``: whether a frame of that name means that an
-    interrupt is being handled on top of whatever ran. ``stack_size``: bytes of a thread's kernel
+    interrupt is being handled on top of whatever ran; ``fault_entry`` is the frame of a page fault.
+    ``stack_size``: bytes of a thread's kernel
     stack or one for interrupts, and what it is aligned to.
     """
 
@@ -63,6 +64,7 @@ class Arch:
     probe_registers: dict[str, str]
     sample_registers: dict[str, int]
     is_interrupt_entry: Callable[[str], bool]
+    fault_entry: str
     reads: Callable[[bytes, int], set[str]]
     """The registers that one instruction (bytes, address) reads, also if it has no model."""
     table_levels: Callable[[Mapping[str, str]], int]

@@ -519,6 +519,7 @@ ARCH = Arch(
         **{f"r{number}": 8 + number for number in range(8, 16)},
     },
     is_interrupt_entry=is_interrupt_entry,
+    fault_entry="asm_exc_page_fault",
     reads=reads,
     table_levels=levels,
     walk=walk,

@@ -9,6 +9,7 @@ from kwhy import arch as architectures
 from kwhy.diagnose import spin_words
 from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
 from kwhy.diagnose.spin_end import Ending, ending
+from kwhy.diagnose.spin_fault import Faults, faults
 from kwhy.diagnose.spin_frames import Place, interrupted, on_its_stacks, places, stays
 from kwhy.diagnose.spin_lock import spun_lock
 from kwhy.diagnose.spin_loop import Watched, registers, watch
@@ -189,6 +190,9 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     found = places(case.kernel, samples)
     if not found:
         return case.answer(summary=f"{_who(case)} runs kernel code that has no symbol")
+    taken = faults(case.kernel, case.code.arch, case.watcher, samples, ENTRY)
+    if taken is not None:
+        return _faulting(case, taken, look, samples)
     window = max(0.1, look.seconds / 12)
     index, entries = stays(case.watcher, found, max(window, ENTRY))
     if index is None:
@@ -257,6 +261,32 @@ def _busy(case: Case, found: Sequence[Place]) -> Spin:
     )
 
 
+def _faulting(case: Case, taken: Faults, look: Look, samples: Sequence[Sample]) -> Spin:
+    outside = {sample.address for sample in look.seen[0].samples if sample.user}
+    who = f"{_who(case)} is in no endless loop of the kernel: it takes page faults"
+    if len(taken.pages) > 1:
+        return case.answer(
+            summary=f"{who}, one after another, on {len(taken.pages)} or more pages",
+            confidence="observed",
+            state="busy",
+            advice=("perf trace -F all, or a program's own memory statistics, tells of what",),
+        )
+    (page,) = taken.pages
+    at = f" by its instruction at {outside.pop():#x}" if len(outside) == 1 else ""
+    return case.answer(
+        summary=f"{who} on the same page at {page:#x} again and again ({taken.count:,} were seen)"
+        f"{at}: each is said to be handled, yet the page is not there afterwards",
+        confidence="observed",
+        state="busy",
+        advice=(
+            "what handles the fault is in "
+            + _leaves(case.kernel, samples)
+            + f"; what is mapped at {page:#x}, and whose fault handler that is, is in /proc/"
+            f"{case.base.thread.pid}/maps",
+        ),
+    )
+
+
 def _stack(kernel: Kernel, place: Place) -> tuple[Frame, ...]:
     out = []
     for address in [place.at[0], *(back - 1 for back in place.above)][:MAX_STACK]:
@@ -315,6 +345,11 @@ def _looping(case: Case, watched: Watched, entry: Seen | None, stack: tuple[Fram
     state, confidence = _judge(watched, loop, end)
     if state == "looping" and end.left_in is not None:
         case.notes.append(f"of this loop {end.left_in}, but a loop around it may begin it again")
+    if state == "endless":
+        case.notes.append(
+            "nothing in the loop changes what its ways out ask for: if anything ends it, that is "
+            "another thread, an interrupt or a device"
+        )
     summary, when = _sentence(case, loop, end, state, branches)
     calls = spin_words.calls(kernel, case.code, arch, watched, end.calls)
     yields = [call.function for call in calls if "cond_resched" in call.function]

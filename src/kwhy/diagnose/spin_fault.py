@@ -1,0 +1,44 @@
+"""A thread that takes page faults, one after another: the loop is the processor's own.
+
+An instruction whose fault is answered without its page being there is executed again, and faults
+again. The functions that begin the handling of a fault may not have breakpoints, so nothing of it
+would be seen to return.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kwhy.arch import Arch
+from kwhy.diagnose.spin_frames import stack
+from kwhy.diagnose.spin_watch import Watcher
+from kwhy.kernel.model import Kernel
+from kwhy.record.samples import Sample
+
+HANDLER = "handle_mm_fault"  # mm/memory.c: (vma, address, flags, regs)
+ROUNDS = 3
+PAGE = 4096
+MOST = 0.9  # share of the samples that are within a fault
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """``count`` faults that came while watched, and the pages of the first of them."""
+
+    count: int
+    pages: frozenset[int]
+
+
+def faults(
+    kernel: Kernel, arch: Arch, watcher: Watcher, samples: Sequence[Sample], seconds: float
+) -> Faults | None:
+    """The faults that a thread takes; None if it is not in them, or if they do not go round."""
+    outer = (kernel.symbols.at(stack(sample)[0]) for sample in samples)
+    within = sum(symbol is not None and symbol.name == arch.fault_entry for symbol in outer)
+    handler = kernel.symbols.address(HANDLER)
+    if within < MOST * len(samples) or handler is None or watcher.forbidden is not None:
+        return None
+    seen = watcher.live_breakpoints([handler], seconds)[handler]
+    places = [sample.registers[arch.arguments[1]] for sample in seen.samples]
+    if seen.error is not None or len(places) < ROUNDS:
+        return None
+    return Faults(seen.count, frozenset(place // PAGE * PAGE for place in places))
