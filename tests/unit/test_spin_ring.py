@@ -1,8 +1,8 @@
-"""Functions that go round by jumping to each other, and stacks that are not the thread's."""
+"""Where a thread is: functions that jump to each other, foreign stacks, trips to user space."""
 
 from tests.unit.flow_build import ARCH, GAP, TOY, Machine, toy
 
-from kwhy.diagnose.spin_frames import Place, on_its_stacks
+from kwhy.diagnose.spin_frames import Place, comes_and_goes, on_its_stacks
 from kwhy.diagnose.spin_loop import candidates
 from kwhy.diagnose.spin_ring import ring
 from kwhy.flow.cfg import Code
@@ -49,3 +49,16 @@ def test_what_an_interrupt_passes_is_not_the_thread_s() -> None:
     tell = on_its_stacks([*(at(own + 16 * n) for n in range(20)), at(own - 16384)], ARCH)
     assert tell(at(own + 16000))
     assert not tell(at(own - 16))
+
+
+def seen(user: str) -> bool:
+    return comes_and_goes([Sample(TOY, n, 0, each == "u", (), {}) for n, each in enumerate(user)])
+
+
+def test_who_is_seen_outside_between_stays_comes_and_goes() -> None:
+    """Not who was outside before it came to where it is now."""
+    assert seen("kkkukkkkukkkkukk")
+    assert not seen("uuuukkkkkkkkkkkk")
+    assert not seen("kukukukkkkkkkkkkkkkkkkkk")
+    assert not seen("kkkkkkkkkkkkkkku")
+    assert not seen("")

@@ -1,5 +1,6 @@
 """Why a thread burns time: from watching it to an answer."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,17 @@ from kwhy.diagnose import spin_words
 from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
 from kwhy.diagnose.spin_end import Ending, ending
 from kwhy.diagnose.spin_fault import Faults, faults
-from kwhy.diagnose.spin_frames import Place, interrupted, on_its_stacks, places, stays
+from kwhy.diagnose.spin_frames import (
+    Place,
+    comes_and_goes,
+    function_of,
+    interrupted,
+    on_its_stacks,
+    places,
+    stays,
+)
 from kwhy.diagnose.spin_lock import spun_lock
-from kwhy.diagnose.spin_loop import Watched, registers, watch
+from kwhy.diagnose.spin_loop import Watched, candidates, registers, watch
 from kwhy.diagnose.spin_recover import recoveries
 from kwhy.diagnose.spin_ring import ring
 from kwhy.diagnose.spin_safe import forbidden
@@ -194,9 +203,12 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     if taken is not None:
         return _faulting(case, taken, look, samples)
     window = max(0.1, look.seconds / 12)
-    index, entries = stays(case.watcher, found, max(window, ENTRY))
+    if comes_and_goes(look.seen[0].samples):
+        return _busy(case, found[0], samples)
+    goes_through = functools.partial(_goes_through, case)
+    index, entries = stays(case.watcher, found, max(window, ENTRY), goes_through)
     if index is None:
-        return _busy(case, found)
+        return _busy(case, found[0], samples)
     place = found[index]
     stack = _stack(case.kernel, place)
     entry = entries.get(place.entry)
@@ -250,11 +262,24 @@ def _leaves(kernel: Kernel, samples: Sequence[Sample]) -> str:
     return ", ".join(f"{name}()" for name, _ in names.most_common(MAX_NAMED))
 
 
-def _busy(case: Case, found: Sequence[Place]) -> Spin:
-    inner = found[0].name
+def _goes_through(case: Case, place: Place) -> bool:
+    """Whether a frame that cannot be watched (the way into the kernel) calls again and again what
+    is in no loop of it: then it was left, and entered again."""
+    held = candidates(case.code.function(place.entry), place)
+    if held and held[0][1] >= MOST * len(place.at):
+        return False
+    called = Counter(function_of(case.kernel, address)[0] for address in place.below)
+    some = [entry for entry, _ in called.most_common(MAX_NAMED) if entry is not None]
+    seen = case.watcher.live_breakpoints(some, ENTRY)
+    return any(each.count > 1 for each in seen.values())
+
+
+def _busy(case: Case, place: Place, samples: Sequence[Sample]) -> Spin:
+    into = len(place.above) < 2  # the way into the kernel: it tells nothing
+    inner = _leaves(case.kernel, samples) if into else f"{place.name}()"
     return case.answer(
         summary=f"{_who(case)} is in no endless loop: it enters the kernel and leaves it again and "
-        f"again, mostly in {inner}()",
+        f"again, mostly in {inner}",
         confidence="observed",
         state="busy",
         advice=("what keeps it going is the loop of the program that makes these calls",),

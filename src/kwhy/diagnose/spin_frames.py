@@ -1,5 +1,6 @@
 """From samples to the frame that does not return."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
 
 MOST = 0.9  # share of the samples that makes a frame common to them
+LEFT, LATE = 3, 0.75  # times the kernel was left, the last of them in the last quarter
 OUTWARD = 4  # frames whose entries are watched together: the processor's breakpoints
 
 
@@ -106,13 +108,28 @@ def function_of(kernel: Kernel, address: int) -> tuple[int | None, str]:
     return symbol.address, symbol.name
 
 
+def comes_and_goes(samples: Sequence[Sample]) -> bool:
+    """Whether a thread was seen in user space between stays in the kernel, also of late: then no
+    frame of those stayed."""
+    left = [
+        number
+        for number, (before, sample) in enumerate(itertools.pairwise(samples))
+        if sample.user and not before.user
+    ]
+    return len(left) >= LEFT and left[-1] >= LATE * len(samples)
+
+
 def stays(
-    watcher: Watcher, found: Sequence[Place], seconds: float
+    watcher: Watcher,
+    found: Sequence[Place],
+    seconds: float,
+    goes_through: Callable[[Place], bool],
 ) -> tuple[int | None, dict[int, Seen]]:
     """The index of the innermost place that was not entered while watched; None if all were.
 
     Where nothing can be watched it is the first. The kernel's own entry code cannot be watched:
-    when all that it called was entered again, so was it. The second are the counts of entries.
+    when all that it called was entered again, so was it (``goes_through``, where nothing further in
+    tells). The second are the counts of entries.
     """
     counts: dict[int, Seen] = {}
     if watcher.forbidden is not None:
@@ -126,7 +143,7 @@ def stays(
             if seen.error is None and not seen.count and not seen.lost:
                 return index, counts
         if start == 0 and all(counts[place.entry].error is not None for place in some):
-            return _offline(watcher, found)
+            return (None, counts) if goes_through(found[0]) else _offline(watcher, found)
     return None, counts
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kwhy.arch import Arch
 from kwhy.diagnose.sites import Site, locate, truth
@@ -82,43 +83,56 @@ def holds(
 
 def branches(kernel: Kernel, watched: Watched) -> list[Branch]:
     """The conditions of the loop that were asked while it was watched."""
-    out: dict[tuple[object, ...], Branch] = {}
-    leaving = dict(watched.ways_out())
+    asked: list[tuple[Segment, Site, Branch]] = []
     for segment in watched.alive():
-        if segment.kind != "branch" or segment.target is None or segment.next is None:
-            continue
-        site = locate(kernel, segment.last.address)
-        out_of = leaving.get(segment.start)
-        if any(each.kind == "trap" for each in _way(watched.function, out_of)):
-            continue  # a BUG(): nobody waits for that
-        never = never_taken(watched, segment)
-        always = wanted = None
-        if never is not None:
-            always = holds(kernel, watched.function, segment, not never, site)
-            if always is None and out_of is None:
-                continue
-            always = always is not False
-        if out_of is not None:
-            jump_leaves = out_of == segment.target
-            wanted = _wanted(kernel, watched.function, segment, jump_leaves, site)
-            # Where neither way was counted by itself the loop, if not left, tells.
-            if never == jump_leaves or (never is None and watched.stayed()):
-                always = not wanted
-        text = site.condition.text if site.condition else _jump(site, segment)
-        key = (site.identity, always)
-        if key in out and (out[key].leaves or out_of is None):
-            continue  # another jump of the same condition
-        out[key] = Branch(
-            file=site.file,
-            line=site.line,
-            function=site.function,
-            expr=text,
-            always=always,
-            offset=site.offset,
-            leaves=out_of is not None,
-            wanted=wanted,
-        )
+        if segment.kind == "branch" and segment.target is not None and segment.next is not None:
+            site = locate(kernel, segment.last.address)
+            found = _branch(kernel, watched, segment, site)
+            asked += [(segment, site, found)] if found is not None else []
+    ways: dict[object, set[bool | None]] = {}
+    for _, site, found in asked:
+        ways.setdefault(site.identity, set()).add(found.always)
+    out: dict[tuple[object, ...], Branch] = {}
+    for segment, site, found in asked:
+        if {True, False} <= ways[site.identity] and site.condition is not None:
+            # A macro that tests several things: what it is as a whole no jump of it tells.
+            site = replace(site, condition=None)
+            bare = _branch(kernel, watched, segment, site)
+            found = found if bare is None else bare
+        key = (site.identity, found.always)
+        if key not in out or (found.leaves and not out[key].leaves):
+            out[key] = found  # else another jump of the same condition
     return list(out.values())
+
+
+def _branch(kernel: Kernel, watched: Watched, segment: Segment, site: Site) -> Branch | None:
+    """The condition that a branch asks and how it went, None if that says nothing."""
+    out_of = dict(watched.ways_out()).get(segment.start)
+    if any(each.kind == "trap" for each in _way(watched.function, out_of)):
+        return None  # a BUG(): nobody waits for that
+    never = never_taken(watched, segment)
+    always = wanted = None
+    if never is not None:
+        always = holds(kernel, watched.function, segment, not never, site)
+        if always is None and out_of is None:
+            return None
+        always = always is not False
+    if out_of is not None:
+        jump_leaves = out_of == segment.target
+        wanted = _wanted(kernel, watched.function, segment, jump_leaves, site)
+        # Where neither way was counted by itself the loop, if not left, tells.
+        if never == jump_leaves or (never is None and watched.stayed()):
+            always = not wanted
+    return Branch(
+        file=site.file,
+        line=site.line,
+        function=site.function,
+        expr=site.condition.text if site.condition else _jump(site, segment),
+        always=always,
+        offset=site.offset,
+        leaves=out_of is not None,
+        wanted=wanted,
+    )
 
 
 def _wanted(
