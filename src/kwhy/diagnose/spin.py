@@ -203,7 +203,7 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     if taken is not None:
         return _faulting(case, taken, look, samples)
     window = max(0.1, look.seconds / 12)
-    if comes_and_goes(look.seen[0].samples):
+    if comes_and_goes(case.kernel, case.code.arch, look.seen[0].samples):
         return _busy(case, found[0], samples)
     goes_through = functools.partial(_goes_through, case)
     index, entries = stays(case.watcher, found, max(window, ENTRY), goes_through)

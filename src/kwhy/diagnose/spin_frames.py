@@ -11,7 +11,7 @@ from kwhy.kernel.model import Kernel
 from kwhy.record.samples import Sample
 
 MOST = 0.9  # share of the samples that makes a frame common to them
-LEFT, LATE = 3, 0.75  # times the kernel was left, the last of them in the last quarter
+CHANGES, LATE = 4, 0.75  # of how a thread was in the kernel, the last of them in the last quarter
 OUTWARD = 4  # frames whose entries are watched together: the processor's breakpoints
 
 
@@ -108,15 +108,23 @@ def function_of(kernel: Kernel, address: int) -> tuple[int | None, str]:
     return symbol.address, symbol.name
 
 
-def comes_and_goes(samples: Sequence[Sample]) -> bool:
-    """Whether a thread was seen in user space between stays in the kernel, also of late: then no
-    frame of those stayed."""
-    left = [
-        number
-        for number, (before, sample) in enumerate(itertools.pairwise(samples))
-        if sample.user and not before.user
-    ]
-    return len(left) >= LEFT and left[-1] >= LATE * len(samples)
+def comes_and_goes(kernel: Kernel, arch: Arch, samples: Sequence[Sample]) -> bool:
+    """Whether a thread was seen in user space, or had come from there by another way, between stays
+    in the kernel, also of late: then no frame of those stayed."""
+    ways = [way for sample in samples if (way := _way_in(kernel, arch, sample)) is not None]
+    changes = [number for number, (a, b) in enumerate(itertools.pairwise(ways)) if a != b]
+    return len(changes) >= CHANGES and changes[-1] >= LATE * len(ways)
+
+
+def _way_in(kernel: Kernel, arch: Arch, sample: Sample) -> str | None:
+    """By what the thread is in the kernel, "" outside of it; None if the stack does not tell."""
+    if sample.user:
+        return ""
+    symbol = kernel.symbols.at(stack(sample)[0])
+    name = symbol.name if symbol is not None else ""
+    if name.startswith(arch.syscall_entries):
+        return arch.syscall_entries[0]
+    return name if name == arch.fault_entry else None
 
 
 def stays(
