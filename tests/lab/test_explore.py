@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.lab.desk import kwhy, own_guest, run_in
-from tests.lab.test_spin import spin
+from tests.lab.spinning import spin
 
 from kwhy import lab
 from kwhy.lab.build import build_module
