@@ -12,7 +12,7 @@ from kwhy.arch.x86_64_orc import ENTRY, Rule
 from kwhy.case.evidence import MissingMemory
 from kwhy.kernel.model import Kernel
 from kwhy.kernel.modules import Module
-from kwhy.kernel.unwind import Place, Step, Word
+from kwhy.kernel.stacksteps import Place, Step, Word
 
 _BLOCK = 256  # LOOKUP_BLOCK_SIZE, bytes of code per entry of orc_lookup
 _SAMPLE = 2048  # entries
@@ -119,14 +119,14 @@ class OrcUnwinder:
         }
 
     def asleep(self, sp: int, word: Word) -> tuple[Place, dict[str, int]]:
-        """See :class:`kwhy.kernel.unwind.Unwinder`."""
+        """See :class:`kwhy.kernel.stacksteps.Unwinder`."""
         values = {name: word(sp + at) for name, at in self._saved.items()}
         pc = values.pop(arch.SWITCH_RETURN)
         saved = {arch.SWITCH_FRAME[name]: value for name, value in values.items()}
         return Place(pc, sp + self._size, saved["rbp"]), saved
 
     def up(self, at: Place, word: Word) -> Step:
-        """See :class:`kwhy.kernel.unwind.Unwinder`."""
+        """See :class:`kwhy.kernel.stacksteps.Unwinder`."""
         rule = self._tables.rule(at.pc if at.interrupted else at.pc - 1)
         if rule is None or rule.kind == "undefined":
             raise LookupError(f"no unwind rule at {at.pc:#x}")

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.memory import Memory, kernel_pointer
 from kwhy.diagnose.hang.tasks import STACK_SIZE, Task
+from kwhy.kernel.stacksteps import Place
 from kwhy.kernel.symbols import Symbol, base_name
-from kwhy.kernel.unwind import Place, unwinder
+from kwhy.kernel.unwind import unwinder
 
 MAX_FRAMES = 128
 
