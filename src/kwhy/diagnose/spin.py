@@ -3,14 +3,23 @@
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kwhy import arch as architectures
 from kwhy.diagnose import spin_words
+from kwhy.diagnose.spin_case import Case, who
 from kwhy.diagnose.spin_deep import contradiction, look_inside, questions
+from kwhy.diagnose.spin_elsewhere import (
+    asleep,
+    busy,
+    faulting,
+    interrupts,
+    leaves,
+    unseen,
+    user,
+)
 from kwhy.diagnose.spin_end import Ending, ending
-from kwhy.diagnose.spin_fault import Faults, faults
+from kwhy.diagnose.spin_fault import faults
 from kwhy.diagnose.spin_frames import (
     Place,
     comes_and_goes,
@@ -44,22 +53,6 @@ MAX_STACK = 12
 MAX_NAMED = 4
 
 
-@dataclass(slots=True)
-class Case:
-    """What the parts of an answer share."""
-
-    kernel: Kernel
-    code: Code
-    watcher: Watcher
-    base: Spin
-    notes: list[str] = field(default_factory=list)
-
-    def answer(self, **parts: Any) -> Spin:
-        """The answer with what was found out."""
-        notes = tuple(dict.fromkeys([*self.notes, *self.kernel.notes]))
-        return replace(self.base, evidence=replace(self.base.evidence, notes=notes), **parts)
-
-
 def explain(evidence: Keeper, kernel: Kernel, live: Live | None = None) -> Spin:
     """The answer about the thread that the question names; ``live`` when it can be asked.
 
@@ -76,17 +69,17 @@ def explain(evidence: Keeper, kernel: Kernel, live: Live | None = None) -> Spin:
     base = _base(kernel, look, seen, question)
     case = Case(kernel, Code(kernel, arch), watcher, base)
     if not seen.samples:
-        return _unseen(case, look)
+        return unseen(case, look)
     share = len(seen.samples) * PERIOD / 1e9 / look.seconds
     if share < HARDLY and look.after is not None and look.after["state"] != "R":
-        return _asleep(case, look, f"hardly runs, {share:.1%} of the time")
+        return asleep(case, look, f"hardly runs, {share:.1%} of the time")
     inside = [sample for sample in seen.samples if not sample.user]
     if len(inside) < (1 - MOST) * len(seen.samples):
-        return _user(case, look, seen.samples)
+        return user(case, look, seen.samples)
     on_top = [s for s in inside if interrupted(kernel, s, arch.is_interrupt_entry)]
     own = [s for s in inside if s not in on_top]
     if len(own) < (1 - MOST) * len(inside):
-        return _interrupts(case, on_top)
+        return interrupts(case, on_top)
     watcher.forbidden = forbidden(kernel, case.code, watcher, look)
     fit = [sample for sample in own if sample.chain] or own
     watcher.starts = fit[:: -(-len(fit) // STARTS)]
@@ -116,99 +109,20 @@ def _base(kernel: Kernel, look: Look, seen: Seen, question: Any) -> Spin:
     )
 
 
-def _who(case: Case) -> str:
-    thread = case.base.thread
-    return f"{thread.comm} (thread {thread.tid})"
-
-
-def _unseen(case: Case, look: Look) -> Spin:
-    assert look.after is not None
-    state = str(look.after["state"])
-    if look.deaf:
-        return case.answer(
-            summary=f"{_who(case)} keeps interrupts off all the time: processor "
-            f"{look.before['cpu']} takes none, so nothing can be seen of it",
-            confidence="observed",
-            state="unknown",
-            advice=(
-                "what needs that processor's answer hangs too; a crash dump, or the hardlockup "
-                "detector's report in the kernel log, tells where it is",
-            ),
-        )
-    if state == "R":
-        return case.answer(
-            summary=f"{_who(case)} is running, yet no sample of it came: it waits for a processor, "
-            "or runs with interrupts off all the time",
-            state="unknown",
-            advice=("samples need interrupts: look at the kernel log for lockup reports",),
-        )
-    return _asleep(case, look, "does not run at all")
-
-
-def _asleep(case: Case, look: Look, runs: str) -> Spin:
-    assert look.after is not None
-    where = str(look.after.get("wchan") or "0")
-    waits = f" in {where}()" if where != "0" else ""
-    return case.answer(
-        summary=f"{_who(case)} {runs}: it sleeps (state {look.after['state']}){waits}",
-        confidence="observed",
-        state="asleep",
-        advice=(f"kwhy hang {look.before['tid']} tells what a sleeping thread waits for",),
-    )
-
-
-def _user(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
-    outside = [sample.address for sample in samples if sample.user]
-    return case.answer(
-        summary=f"{_who(case)} burns its time in user space, not in the kernel"
-        f"{_mapping(look.maps, outside)}",
-        confidence="observed",
-        state="user",
-        advice=("a debugger or perf top -p tells more of a program's own loop",),
-    )
-
-
-def _mapping(maps: Sequence[str], addresses: Sequence[int]) -> str:
-    """`` (mostly in FILE)``."""
-    found: dict[str, int] = {}
-    for line in maps:
-        fields = line.split(None, 5)
-        start, _, end = fields[0].partition("-")
-        name = fields[5] if len(fields) > 5 else "memory without a file"
-        hits = sum(int(start, 16) <= address < int(end, 16) for address in addresses)
-        found[name] = found.get(name, 0) + hits
-    best = max(found, key=lambda name: found[name], default="")
-    return f" ({found[best]} of {len(addresses)} samples in {best})" if found.get(best) else ""
-
-
-def _interrupts(case: Case, samples: Sequence[Sample]) -> Spin:
-    leaf: dict[str, int] = {}
-    for sample in samples:
-        name = spin_words.offset(case.kernel, sample.address).split("+")[0]
-        leaf[name] = leaf.get(name, 0) + 1
-    top = max(leaf, key=lambda name: leaf[name])
-    return case.answer(
-        summary=f"{_who(case)} is not to blame: interrupts take its time, mostly in {top}()",
-        confidence="observed",
-        state="interrupts",
-        advice=("/proc/interrupts and /proc/softirqs tell which ones",),
-    )
-
-
 def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     found = places(case.kernel, samples)
     if not found:
-        return case.answer(summary=f"{_who(case)} runs kernel code that has no symbol")
+        return case.answer(summary=f"{who(case)} runs kernel code that has no symbol")
     taken = faults(case.kernel, case.code.arch, case.watcher, samples, ENTRY)
     if taken is not None:
-        return _faulting(case, taken, look, samples)
+        return faulting(case, taken, look, samples)
     window = max(0.1, look.seconds / 12)
     if comes_and_goes(case.kernel, case.code.arch, look.seen[0].samples):
-        return _busy(case, found[0], samples)
+        return busy(case, found[0], samples)
     goes_through = functools.partial(_goes_through, case)
     index, entries = stays(case.watcher, found, max(window, ENTRY), goes_through)
     if index is None:
-        return _busy(case, found[0], samples)
+        return busy(case, found[0], samples)
     place = found[index]
     stack = _stack(case.kernel, place)
     entry = entries.get(place.entry)
@@ -224,7 +138,7 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     watched = _watch(case, place, window)
     if lock is not None:
         return case.answer(
-            summary=f"{_who(case)} spins on a {lock.kind} in {lock.wanted_by}(), and "
+            summary=f"{who(case)} spins on a {lock.kind} in {lock.wanted_by}(), and "
             f"{lock.holder}",
             confidence="deduced" if unproven else "observed",
             state="lock",
@@ -236,8 +150,8 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
         )
     if watched is None:
         return case.answer(
-            summary=f"{_who(case)} stays in {place.name}(), but no loop of it holds the samples: "
-            f"they are in {_leaves(case.kernel, samples)}",
+            summary=f"{who(case)} stays in {place.name}(), but no loop of it holds the samples: "
+            f"they are in {leaves(case.kernel, samples)}",
             state="looping",
             stack=stack,
         )
@@ -256,12 +170,6 @@ def _watch(case: Case, place: Place, window: float) -> Watched | None:
     return watched
 
 
-def _leaves(kernel: Kernel, samples: Sequence[Sample]) -> str:
-    """The functions that the samples are in, those with most of them first."""
-    names = Counter(spin_words.offset(kernel, sample.address).split("+")[0] for sample in samples)
-    return ", ".join(f"{name}()" for name, _ in names.most_common(MAX_NAMED))
-
-
 def _goes_through(case: Case, place: Place) -> bool:
     """Whether a frame that cannot be watched (the way into the kernel) calls again and again what
     is in no loop of it: then it was left, and entered again."""
@@ -272,44 +180,6 @@ def _goes_through(case: Case, place: Place) -> bool:
     some = [entry for entry, _ in called.most_common(MAX_NAMED) if entry is not None]
     seen = case.watcher.live_breakpoints(some, ENTRY)
     return any(each.count > 1 for each in seen.values())
-
-
-def _busy(case: Case, place: Place, samples: Sequence[Sample]) -> Spin:
-    into = len(place.above) < 2  # the way into the kernel: it tells nothing
-    inner = _leaves(case.kernel, samples) if into else f"{place.name}()"
-    return case.answer(
-        summary=f"{_who(case)} is in no endless loop: it enters the kernel and leaves it again and "
-        f"again, mostly in {inner}",
-        confidence="observed",
-        state="busy",
-        advice=("what keeps it going is the loop of the program that makes these calls",),
-    )
-
-
-def _faulting(case: Case, taken: Faults, look: Look, samples: Sequence[Sample]) -> Spin:
-    outside = {sample.address for sample in look.seen[0].samples if sample.user}
-    who = f"{_who(case)} is in no endless loop of the kernel: it takes page faults"
-    if len(taken.pages) > 1:
-        return case.answer(
-            summary=f"{who}, one after another, on {len(taken.pages)} or more pages",
-            confidence="observed",
-            state="busy",
-            advice=("perf trace -F all, or a program's own memory statistics, tells of what",),
-        )
-    (page,) = taken.pages
-    at = f" by its instruction at {outside.pop():#x}" if len(outside) == 1 else ""
-    return case.answer(
-        summary=f"{who} on the same page at {page:#x} again and again ({taken.count:,} were seen)"
-        f"{at}: each is said to be handled, yet the page is not there afterwards",
-        confidence="observed",
-        state="busy",
-        advice=(
-            "what handles the fault is in "
-            + _leaves(case.kernel, samples)
-            + f"; what is mapped at {page:#x}, and whose fault handler that is, is in /proc/"
-            f"{case.base.thread.pid}/maps",
-        ),
-    )
 
 
 def _stack(kernel: Kernel, place: Place) -> tuple[Frame, ...]:
@@ -435,7 +305,7 @@ def _sentence(
     if state == "slow":
         assert end.left_in is not None
         return (
-            f"{_who(case)} is slow, not stuck: the loop in {where} counts, and {end.left_in}",
+            f"{who(case)} is slow, not stuck: the loop in {where} counts, and {end.left_in}",
             when,
         )
     if state == "endless":
@@ -444,11 +314,11 @@ def _sentence(
             dict.fromkeys(f"{b.expr} is always {'true' if b.always else 'false'}" for b in stuck)
         )
         because = f": {why}" if why else ": it has no way out"
-        return f"{_who(case)} is in an endless loop in {where}{because}", when
+        return f"{who(case)} is in an endless loop in {where}{because}", when
     moving = [each.expr for each in end.operands if each.how in ("counter", "varying")]
     hangs = f": it hangs on {', '.join(moving[:3])}, which changes" if moving else ""
     return (
-        f"{_who(case)} was not seen to leave the loop in {where}; whether it ever will is not "
+        f"{who(case)} was not seen to leave the loop in {where}; whether it ever will is not "
         f"known{hangs}",
         when,
     )
