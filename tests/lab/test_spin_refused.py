@@ -46,7 +46,7 @@ def shell(guest: lab.Guest, command: str) -> str:
 @pytest.mark.parametrize(("number", "status"), [("99999", 1), ("0", 2), ("-5", 2), ("x", 2)])
 def test_a_thread_that_is_not_there(guest: lab.Guest, number: str, status: int) -> None:
     """There is no such thread, or no thread can be called so."""
-    answer = kwhy("spin", "--lab", guest.name, "--", number)
+    answer = kwhy("spin", number, "--lab", guest.name)
     assert status == answer.status
     assert not answer.out
     assert "Traceback" not in answer.err
@@ -54,9 +54,9 @@ def test_a_thread_that_is_not_there(guest: lab.Guest, number: str, status: int) 
 
 def test_a_thread_that_ends_while_it_is_watched(guest: lab.Guest) -> None:
     """In the middle of its loop."""
-    elsewhere = f'taskset -c 0 sh -c "sleep 4; echo release > {CONTROL}"'
-    release = f"{elsewhere} & echo plain > {CONTROL}"
-    with spinning(guest, release) as tid:
+    release = f"sleep 4; echo release > {CONTROL}"
+    with spinning(guest, f"echo plain > {CONTROL}") as tid:
+        shell(guest, f"setsid sh -c '{release}' < /dev/null > /dev/null 2>&1 &")
         answer = kwhy("spin", str(tid), "--lab", guest.name, "--seconds", "20")
     assert 1 == answer.status
     assert "ended while it was watched" in answer.err
