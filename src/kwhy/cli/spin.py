@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HELP = "Watch a thread that burns a processor: which loop it is in, and why it stays there."
 
 SECONDS = 3.0
+READINGS = 4  # of the memory, to find the thread in it
 CHOOSE = 0.4  # s of looking at a process to find its hottest thread
 ANSWERED = frozenset({"endless", "slow", "lock"})
 """The states of a thread that explain why it burns time in the kernel."""
@@ -78,7 +79,7 @@ def watch(link: "Link", args: argparse.Namespace) -> "tuple[Spin, LiveEvidence]"
     def peek(address: int, size: int) -> bytes | None:
         return link.read_memory([(address, size)])[0]
 
-    offline = _Offline(evidence, kernel, tid)
+    offline = _Offline(link, evidence, kernel, tid)
     run = _runner(evidence, args, tid) if args.deep else None
     live = Live(_taker(link, tid, say), peek, offline.resume, offline.decide, offline.rounds, run)
     return spin.explain(evidence, kernel, live), evidence
@@ -103,24 +104,39 @@ def _runner(evidence: "LiveEvidence", args: argparse.Namespace, tid: int) -> "Ru
 class _Offline:
     """That thread's code, executed offline, each time on a fresh reading of the memory."""
 
-    def __init__(self, evidence: "LiveEvidence", kernel: "Kernel", tid: int) -> None:
+    def __init__(
+        self, link: "Link", evidence: "LiveEvidence", kernel: "Kernel", tid: int
+    ) -> None:
         from kwhy import arch
         from kwhy.flow.cfg import Code
 
-        self.evidence, self.kernel, self.tid = evidence, kernel, tid
+        self.link, self.evidence, self.kernel, self.tid = link, evidence, kernel, tid
         self.code = Code(kernel, arch.of(kernel.arch))
         self.callers: dict[int, Caller] = {}
 
     def _caller(self, cpu: int) -> "Caller":
         from kwhy.cli.connect import read_again
-        from kwhy.emulate.call import Caller
 
         if cpu not in self.callers:
-            try:
-                self.callers[cpu] = Caller(self.kernel, cpu, self.tid)
-            except UsageError:
-                raise NothingToExplain(f"thread {self.tid} ended while it was watched") from None
+            self.callers[cpu] = self._found(cpu)
         return self.callers[cpu].on(read_again(self.evidence))
+
+    def _found(self, cpu: int) -> "Caller":
+        """The thread, looked up in memory that may be torn: while it lives that is tried again."""
+        from kwhy.cli.connect import read_again
+        from kwhy.emulate.call import Caller
+
+        for _ in range(READINGS):
+            try:
+                return Caller(self.kernel, cpu, self.tid, memory=read_again(self.evidence))
+            except UsageError:
+                try:
+                    self.link.call("threads", pid=self.tid, seconds=0.1)
+                except FeatureError as error:
+                    raise _ended(error, self.tid) from None
+        raise NothingToExplain(
+            f"thread {self.tid} was not found in the target's memory, which changes fast; try again"
+        )
 
     def resume(self, start: "Sample", addresses: Sequence[int]) -> "JSON":
         """Go on from a sample."""
@@ -178,6 +194,12 @@ def _gone(error: FeatureError) -> Exception:
     return NothingToExplain(str(error)) if error.feature == "absent" else error
 
 
+def _ended(error: FeatureError, tid: int) -> Exception:
+    if error.feature != "absent":
+        return error
+    return NothingToExplain(f"thread {tid} ended while it was watched")
+
+
 def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
     """Watches through the agent."""
 
@@ -199,9 +221,7 @@ def _taker(link: "Link", tid: int, say: Callable[[str], None]) -> "Take":
                         seen.append(True)
                         return message.header, {n: b"".join(each) for n, each in data.items()}
         except FeatureError as error:
-            if error.feature == "absent" and seen:
-                raise NothingToExplain(f"thread {tid} ended while it was watched") from None
-            raise _gone(error) from None
+            raise (_ended(error, tid) if seen else _gone(error)) from None
         raise NothingToExplain("the target ended the watch without a result; try again")
 
     return take

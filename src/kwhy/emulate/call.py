@@ -93,10 +93,11 @@ class Caller:
         cpu: int = 0,
         task: int | None = None,
         given: Callable[[Any, str], Any] = lambda _program, _name: None,
+        memory: Evidence | None = None,
     ) -> None:
         self.kernel = kernel
         self.arch = architectures.of(kernel.arch)
-        self.ground = Ground(kernel)
+        self.ground = Ground(kernel, memory)
         self.cpu = cpu
         self.given = given
         self.program = open_program(kernel)
