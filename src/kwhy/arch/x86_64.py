@@ -477,6 +477,13 @@ _SAMPLED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "flag
 
 STACK_SIZE = 16384  # THREAD_SIZE and IRQ_STACK_SIZE, arch/x86/include/asm/page_64_types.h
 
+#: Registers as DWARF numbers them (System V psABI, figure 3.36), by their names in struct pt_regs:
+#: those that a call preserves, the stack pointer, and where it goes on.
+DWARF_SAVED = {
+    3: "bx", 6: "bp", 7: "sp", 12: "r12", 13: "r13", 14: "r14", 15: "r15", 16: "ip",
+}  # fmt: skip
+DWARF_BP, DWARF_SP, DWARF_RETURN = 6, 7, 16
+
 ARCH = Arch(
     name="x86_64",
     registers=tuple(REGISTERS),

@@ -214,6 +214,10 @@ def stack(page: Page, task: Task) -> None:
         page.write((f"in {_call(task)}", ""), indent=2, hang=4)
     for frame in task.stack:
         _frame(page, frame)
+    for user in task.user:
+        mark = "? " if user.guessed else ""
+        name = f"{user.function}()+{user.offset}" if user.function else f"+{user.offset}"
+        page.raw((f"  user: {mark}{name}", ""), (f"  {user.object}".rstrip(), "dim"))
 
 
 def _frame(page: Page, frame: Frame) -> None:

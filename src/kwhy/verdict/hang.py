@@ -119,6 +119,19 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserFrame:
+    """A call in progress in user space. ``function`` is "" where no symbol names it: then
+    ``offset`` is one into ``object``, the mapped file."""
+
+    address: str
+    function: str
+    offset: str
+    object: str
+    guessed: bool = field(default=False, metadata=ADDED)
+    """Found by a frame pointer, which the program may use for something else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A task that the answer is about. ``seconds``: since it last ran; ``waits_for`` a wait's id.
 
@@ -136,6 +149,8 @@ class Task:
     pid: int | None = field(default=None, metadata=ADDED)
     decoded: tuple[str, ...] = field(default=(), metadata=ADDED)
     """``args`` in words where there are better ones, one for one, "" if none."""
+    user: tuple[UserFrame, ...] = field(default=(), metadata=ADDED)
+    """The stack in user space, innermost first, of tasks that the first findings name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

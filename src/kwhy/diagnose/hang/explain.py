@@ -12,13 +12,18 @@ from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.objects import Objects
 from kwhy.diagnose.hang.survey import Survey, survey
 from kwhy.diagnose.hang.tasks import Task
+from kwhy.diagnose.hang.userstacks import UserStacks
 from kwhy.errors import FeatureError, NothingToExplain, UsageError
 from kwhy.kernel.model import Kernel
 from kwhy.verdict import common
 from kwhy.verdict.hang import Reading, Root, Verdict, Wait
+from kwhy.verdict.hang import Task as Told
 
 MAX_SHOWN = 5000
 """Tasks that an answer describes one by one; the rest are counted in a note."""
+
+MAX_USERS = 8
+"""Tasks whose stacks in user space are shown, those that the first findings name."""
 
 PROMPT = frozenset({"fuse", "nfs", "fanotify", "userfault", "vfork", "memory"})
 PATIENCE = 10 * 10**9
@@ -162,6 +167,7 @@ class _Answer:
         waits, of_task = self._waits(shown, detail)
         tasks = tuple(detail.task(self.seen.task(a), of_task.get(a)) for a in shown[:MAX_SHOWN])
         roots = self._roots(waits_graph, waits, of_task)
+        tasks = self._with_users(tasks, roots)
         told = set(shown)
         cycles = tuple(self._ring(c) for c in waits_graph.cycles if not told.isdisjoint(c))
         possible = tuple(self._ring(c) for c in waits_graph.possible if not told.isdisjoint(c))
@@ -190,6 +196,19 @@ class _Answer:
             possible=possible,
             roots=roots,
         )
+
+    def _with_users(self, tasks: tuple[Told, ...], roots: tuple[Root, ...]) -> tuple[Told, ...]:
+        """``tasks``, those that the first findings name with their stacks in user space."""
+        named = dict.fromkeys(tid for root in roots for tid in (*root.tids, *root.waiting[:2]))
+        chosen = set(list(named)[:MAX_USERS])
+        users = UserStacks(self.seen.look)
+
+        def whole(task: Told) -> Told:
+            seen = self.seen.tasks.by_tid.get(task.tid) if task.tid in chosen else None
+            stack = self.seen.stacks.get(seen.address) if seen else None
+            return replace(task, user=users.frames(stack)) if stack else task
+
+        return tuple(whole(task) for task in tasks)
 
     def _notes(self) -> list[str]:
         """What was missing, as it was when the case was made."""

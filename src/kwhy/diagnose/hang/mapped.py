@@ -1,0 +1,161 @@
+"""What a process has mapped where, read from kernel memory.
+
+/proc/PID/maps would wait for the lock of the memory map, which may be the very lock that hangs; a
+file may lie on a server that does not answer. So mappings come from the kernel's tree, and what no
+page table has (yet) from the page cache.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.tasks import Task
+from kwhy.diagnose.hang.user import UserMemory
+
+_INTERNAL, _NODES = 2, 4096  # include/linux/xarray.h: the low bits of what is no plain pointer
+_NODE_MASK, _TYPE_SHIFT, _TYPE_MASK = 255, 3, 15  # include/linux/maple_tree.h
+_RANGE, _ARANGE = 2, 3  # maple_range_64, maple_arange_64; smaller types are leaves
+_SLOTS = 64  # XA_CHUNK_SIZE
+_DEEP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A mapping of ``[start, end)``: ``file`` is a ``struct file``, ``offset`` bytes into it."""
+
+    start: int
+    end: int
+    file: int
+    offset: int
+
+
+class Mappings:
+    """Areas by process and address, and the bytes there."""
+
+    def __init__(self, memory: Memory, user: UserMemory) -> None:
+        self._m, self._user = memory, user
+        self._known: dict[int, list[Area]] = {}
+
+    def area(self, task: Task, address: int) -> Area | None:
+        """The mapping around an address; None where nothing is mapped, or it cannot be read."""
+        known = self._known.setdefault(task.mm, [])
+        for area in known:
+            if area.start <= address < area.end:
+                return area
+        try:
+            area_found = self._area(task.mm, address) if task.mm else None
+        except (MissingMemory, LookupError):
+            return None
+        if area_found is not None:
+            known.append(area_found)
+        return area_found
+
+    def read(self, task: Task, address: int, size: int) -> bytes | None:
+        """User memory, also such that is in memory but not in the process's page tables."""
+        out = b""
+        while len(out) < size:
+            at = address + len(out)
+            piece = min(PAGE - at % PAGE, size - len(out))
+            got = self._user.read(task, at, piece)
+            if got is None:
+                area = self.area(task, at)
+                got = self.cached(area.file, area.offset + at - area.start, piece) if area else None
+            if got is None:
+                return None
+            out += got
+        return out
+
+    def cached(self, file: int, offset: int, size: int) -> bytes | None:
+        """Bytes of an open file, if they are in the page cache."""
+        try:
+            mapping = self._m.value("struct file", file, "f_mapping") if file else 0
+            wanted = range(offset // PAGE, -(-(offset + size) // PAGE)) if mapping else range(0)
+            pages = [self._page(mapping, index) for index in wanted]
+            if not pages or not all(pages):
+                return None
+            self._m.evidence.prefetch((page, PAGE) for page in pages)
+            out = b"".join(self._m.read(page, PAGE) for page in pages)
+        except (MissingMemory, LookupError):
+            return None
+        return out[offset % PAGE :][:size]
+
+    def _area(self, mm: int, address: int) -> Area | None:
+        m, kind = self._m, "struct vm_area_struct"
+        newer = m.has("struct mm_struct", "mm_mt")
+        vma = self._in_maple(mm, address) if newer else self._in_rbtree(mm, address)
+        if not vma or m.value(kind, vma, "vm_mm") != mm:
+            return None
+        start, end = m.value(kind, vma, "vm_start"), m.value(kind, vma, "vm_end")
+        if not start <= address < end:
+            return None
+        offset = m.value(kind, vma, "vm_pgoff") * PAGE
+        return Area(start, end, m.value(kind, vma, "vm_file"), offset)
+
+    def _in_maple(self, mm: int, address: int) -> int:
+        """The entry of the maple tree ``mm->mm_mt`` for an address, 0 if none."""
+        m = self._m
+        entry = m.value("struct mm_struct", mm, "mm_mt.ma_root")
+        if entry & 3 != _INTERNAL or entry <= _NODES:
+            return entry
+        for _ in range(_DEEP):
+            which, node = entry >> _TYPE_SHIFT & _TYPE_MASK, entry & ~_NODE_MASK
+            kind = "struct maple_arange_64" if which == _ARANGE else "struct maple_range_64"
+            pivots = m.width(kind, "pivot") // 8
+            raw = m.read(node + m.offset(kind, "pivot"), 8 * pivots)
+            slot = pivots
+            for number in range(pivots):
+                pivot = int.from_bytes(raw[8 * number : 8 * number + 8], "little")
+                if address <= pivot or (not pivot and number):
+                    slot = number
+                    break
+            entry = m.u64(node + m.offset(kind, "slot") + 8 * slot)
+            if which < _RANGE or not entry:
+                return entry
+        return 0
+
+    def _in_rbtree(self, mm: int, address: int) -> int:
+        """The same in the tree of kernels before 6.1."""
+        m, kind = self._m, "struct vm_area_struct"
+        node = m.value("struct mm_struct", mm, "mm_rb.rb_node")
+        for _ in range(_DEEP):
+            if not node:
+                break
+            vma = node - m.offset(kind, "vm_rb")
+            if m.value(kind, vma, "vm_end") > address:
+                if m.value(kind, vma, "vm_start") <= address:
+                    return vma
+                node = m.value("struct rb_node", node, "rb_left")
+            else:
+                node = m.value("struct rb_node", node, "rb_right")
+        return 0
+
+    def _page(self, mapping: int, index: int) -> int:
+        """Where the page with that index of a file is in the kernel's memory, 0 if nowhere."""
+        m = self._m
+        entry = m.value("struct address_space", mapping, "i_pages.xa_head")
+        if entry & 3 != _INTERNAL and index:
+            return 0
+        while entry & 3 == _INTERNAL and entry > _NODES:
+            node = entry - _INTERNAL
+            shift = m.value("struct xa_node", node, "shift")
+            slot = index >> shift
+            if slot >= _SLOTS and not m.value("struct xa_node", node, "parent"):
+                return 0
+            slots = node + m.offset("struct xa_node", "slots")
+            entry = m.u64(slots + 8 * (slot & _SLOTS - 1))
+            if entry & 3 == _INTERNAL and entry < _SLOTS << 2:  # a sibling of a larger page
+                entry = m.u64(slots + 8 * (entry >> 2))
+        if not entry or entry & 3:
+            return 0
+        first = m.value("struct page", entry, m.first("struct page", "index", "__folio_index"))
+        page = entry + (index - first) * m.size("struct page")
+        return self._direct + (page - self._pages) // m.size("struct page") * PAGE
+
+    @cached_property
+    def _direct(self) -> int:
+        return self._m.u64(self._m.symbol("page_offset_base"))
+
+    @cached_property
+    def _pages(self) -> int:
+        return self._m.u64(self._m.symbol("vmemmap_base"))

@@ -1,0 +1,145 @@
+"""The user's side of a stack: what a program was doing when it made the system call that hangs.
+
+Unwound by the program's own .eh_frame from the registers that the system call saved; where that has
+no rule, by frame pointers, which is marked as a guess.
+"""
+
+from dataclasses import dataclass
+
+from kwhy.arch import x86_64
+from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang.look import Look
+from kwhy.diagnose.hang.mapped import Area, Mappings
+from kwhy.diagnose.hang.objects import Objects
+from kwhy.diagnose.hang.programs import Program
+from kwhy.diagnose.hang.stacks import Stack
+from kwhy.diagnose.hang.tasks import Task
+from kwhy.verdict.hang import UserFrame
+
+MAX_FRAMES = 32
+_NEAR = 1 << 20  # bytes that a frame may be large, where only frame pointers tell
+_SP, _BP, _RA = x86_64.DWARF_SP, x86_64.DWARF_BP, x86_64.DWARF_RETURN
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A code address: the mapping around it and, if that is of an ELF file, the file's address."""
+
+    area: Area
+    program: Program | None
+    linked: int
+    address: int
+
+
+class UserStacks:
+    """Unwinds the user stacks of one look; programs are read once."""
+
+    def __init__(self, look: Look) -> None:
+        self._m = look.memory
+        self._maps = Mappings(look.memory, look.user)
+        self._objects = Objects(look)
+        self._programs: dict[int, Program | None] = {}
+
+    def frames(self, stack: Stack) -> tuple[UserFrame, ...]:
+        """Innermost first; empty for a kernel thread, or where nothing can be read."""
+        registers = self._registers(stack)
+        found: list[UserFrame] = []
+        guessed, exact = False, True
+        while registers and len(found) < MAX_FRAMES:
+            # Of a call the instruction before counts: the call may be the function's last one.
+            place = self._place(stack.task, registers[_RA] - (not exact))
+            if place is None:
+                break
+            found.append(self._frame(stack.task, place, registers[_RA], guessed))
+            registers, guessed = self._caller(stack.task, place, registers)
+            exact = False
+        return tuple(found)
+
+    def _registers(self, stack: Stack) -> dict[int, int]:
+        """By DWARF number, as the system call found them; RA: where it goes on."""
+        kind = "struct pt_regs"
+        try:
+            if stack.regs is None or not self._m.value(kind, stack.regs, "cs") & 3:
+                return {}
+            return {
+                number: self._m.value(kind, stack.regs, name)
+                for number, name in x86_64.DWARF_SAVED.items()
+            }
+        except (MissingMemory, LookupError):
+            return {}
+
+    def _place(self, task: Task, address: int) -> _Place | None:
+        area = self._maps.area(task, address)
+        if area is None:
+            return None
+        if not area.file:
+            return _Place(area, None, 0, address)
+        try:
+            program = self._program(area.file)
+            offset = area.offset + address - area.start
+            linked = program.linked(offset) if program else 0
+            return _Place(area, program, linked, address)
+        except (MissingMemory, LookupError):
+            return _Place(area, None, 0, address)
+
+    def _program(self, file: int) -> Program | None:
+        inode = self._m.value("struct file", file, "f_inode")
+        if inode not in self._programs:
+            try:
+                self._programs[inode] = Program(
+                    lambda offset, size: self._maps.cached(file, offset, size)
+                )
+            except (MissingMemory, LookupError):
+                self._programs[inode] = None
+        return self._programs[inode]
+
+    def _frame(self, task: Task, place: _Place, pc: int, guessed: bool) -> UserFrame:
+        path = ""
+        if place.area.file:
+            try:
+                path = self._objects.file_path(place.area.file, task)
+            except (MissingMemory, LookupError):
+                path = ""
+        named = place.program.function(place.linked) if place.program else None
+        name, offset = named or ("", place.address - place.area.start + place.area.offset)
+        return UserFrame(
+            address=f"{pc:#x}", function=name, offset=f"{offset + pc - place.address:#x}",
+            object=path, guessed=guessed,
+        )  # fmt: skip
+
+    def _caller(
+        self, task: Task, place: _Place, registers: dict[int, int]
+    ) -> tuple[dict[int, int], bool]:
+        """The registers of the caller, {} at the end; and whether they are a guess."""
+        try:
+            if place.program is None:
+                raise LookupError
+            rule = place.program.rule(place.linked)
+        except LookupError:
+            return self._by_frame_pointer(task, registers), True
+        if rule.register not in registers or _RA not in rule.saved:
+            return {}, False  # the outermost function has no caller
+        base = registers[rule.register] + rule.offset
+        caller = dict(registers)
+        for number, below in rule.saved.items():
+            word = self._word(task, base + below)
+            if word is None:
+                return {}, False
+            caller[number] = word
+        caller[_SP] = base
+        if base <= registers[_SP] or not caller[_RA]:
+            return {}, False
+        return caller, False
+
+    def _by_frame_pointer(self, task: Task, registers: dict[int, int]) -> dict[int, int]:
+        base = registers[_BP]
+        if base % 8 or not registers[_SP] <= base < registers[_SP] + _NEAR:
+            return {}
+        bp, pc = self._word(task, base), self._word(task, base + 8)
+        if bp is None or not pc:
+            return {}
+        return {_SP: base + 16, _BP: bp, _RA: pc}
+
+    def _word(self, task: Task, address: int) -> int | None:
+        raw = self._maps.read(task, address, 8) if address % 8 == 0 else None
+        return int.from_bytes(raw, "little") if raw else None
