@@ -241,8 +241,8 @@ class _Answer:
         for claim in sorted(self.claims.values(), key=lambda c: self._task(c.task).tid):
             if _same(claim) in wanted:
                 # What has no address may be another thing for each task: its descriptor 3.
-                named = names.named(claim, self.seen.stacks[claim.task])
-                what = None if claim.address else named.object
+                stack = self.seen.stacks[claim.task]
+                what = None if claim.address else names.named(claim, stack).object
                 groups.setdefault((*_same(claim), what), []).append(claim)
         told = set(shown)
         groups = {k: g for k, g in groups.items() if any(c.task in told for c in g)}

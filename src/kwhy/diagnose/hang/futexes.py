@@ -51,7 +51,7 @@ def futex(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     key = _key(look, stack)
     base = replace(
         claim(stack, frame, "futex", address, "sleeping in futex_wait"), extra=key,
-        timed=bool(arguments[1][3]), object=_object(look, stack.task, "futex", address),
+        timed=bool(arguments[1][3]), object="futex",
     )  # fmt: skip
     if key:
         base = replace(base, proof="queued on the futex")
@@ -72,12 +72,6 @@ def futex(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     if kept is not None and kept.shared != bool(operation & _PRIVATE):
         return _owned(look, base, stack.task, kept)
     return replace(base, note=f"its word is {word[0]}; who will wake it is not recorded")
-
-
-def _object(look: Look, task: Task, what: str, address: int) -> str:
-    """ "pthread mutex 0x7f... of mysqld (4723)"."""
-    leader = look.tasks.by_tid.get(task.tgid, task)
-    return f"{what} {address:#x} of {leader.comm} ({leader.tid})"
 
 
 def _mutex(look: Look, task: Task, address: int) -> _Kept | None:
@@ -116,7 +110,7 @@ def _rwlock(look: Look, task: Task, address: int) -> _Kept | None:
 
 def _owned(look: Look, base: Claim, task: Task, kept: _Kept) -> Claim:
     """``base`` with the owner that glibc wrote; one that is gone has never released the lock."""
-    base = replace(base, object=_object(look, task, kept.what, kept.address))
+    base = replace(base, object=kept.what, extra=(*base.extra, ("lock", kept.address)))
     if not kept.owner:
         return replace(base, note=kept.note)
     holder = _numbered(look, task, kept.owner)
@@ -154,7 +148,7 @@ def _stream(look: Look, base: Claim, task: Task) -> Claim | None:
         if m.value(kind, thread, "thread.fsbase") == owner:
             return replace(
                 base, owners=(thread,), sure="deduced",
-                object=_object(look, task, "stdio stream lock", base.address),
+                object="stdio stream lock",
                 note="the owner is what the C library wrote beside the futex word",
             )  # fmt: skip
     return None

@@ -6,10 +6,12 @@ page table has (yet) from the page cache.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from kwhy.case.evidence import PAGE, MissingMemory
+from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.memory import Memory
+from kwhy.diagnose.hang.programs import Program
 from kwhy.diagnose.hang.tasks import Task
 from kwhy.diagnose.hang.user import UserMemory
 
@@ -30,12 +32,24 @@ class Area:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An address of a process, the mapping around it and, if that is of an ELF file, the address
+    that the file was linked for."""
+
+    area: Area
+    program: Program | None
+    linked: int
+    address: int
+
+
 class Mappings:
     """Areas by process and address, and the bytes there."""
 
     def __init__(self, memory: Memory, user: UserMemory) -> None:
         self._m, self._user = memory, user
         self._known: dict[int, list[Area]] = {}
+        self._programs: dict[int, Program | None] = {}
 
     def area(self, task: Task, address: int) -> Area | None:
         """The mapping around an address; None where nothing is mapped, or it cannot be read."""
@@ -50,6 +64,44 @@ class Mappings:
         if area_found is not None:
             known.append(area_found)
         return area_found
+
+    def place(self, task: Task, address: int) -> Place | None:
+        """Where an address lies, None where nothing is mapped."""
+        area = self.area(task, address)
+        if area is None:
+            return None
+        # What a program begins with as zeros is mapped behind the file, but not of the file.
+        file = area if area.file else self.area(task, area.start - 1)
+        try:
+            program = self._program(file.file) if file is not None and file.file else None
+            if file is not None and program is not None:
+                linked = address - self._moved(task, file, program)
+                if program.holds(linked):
+                    return Place(area, program, linked, address)
+        except (MissingMemory, LookupError):
+            pass
+        return Place(area, None, 0, address)
+
+    def _moved(self, task: Task, area: Area, program: Program) -> int:
+        """How far from where it was linked for a program is mapped."""
+        here = area
+        for _ in range(_DEEP):
+            if not here.offset:
+                return here.start - program.linked(0)
+            before = self.area(task, here.start - 1)
+            if before is None or before.file != area.file:
+                break
+            here = before
+        return area.start - program.linked(area.offset)
+
+    def _program(self, file: int) -> Program | None:
+        inode = self._m.value("struct file", file, "f_inode")
+        if inode not in self._programs:
+            try:
+                self._programs[inode] = Program(partial(self.cached, file))
+            except (MissingMemory, LookupError):
+                self._programs[inode] = None
+        return self._programs[inode]
 
     def read(self, task: Task, address: int, size: int) -> bytes | None:
         """User memory, also such that is in memory but not in the process's page tables."""
@@ -159,3 +211,11 @@ class Mappings:
     @cached_property
     def _pages(self) -> int:
         return self._m.u64(self._m.symbol("vmemmap_base"))
+
+
+def mappings(look: Look) -> Mappings:
+    """The mappings of a look, the same for all who ask."""
+    if "mappings" not in look.cache:
+        look.cache["mappings"] = Mappings(look.memory, look.user)
+    found: Mappings = look.cache["mappings"]
+    return found

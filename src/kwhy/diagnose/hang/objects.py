@@ -11,6 +11,7 @@ from functools import partial
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.look import Look
+from kwhy.diagnose.hang.mapped import mappings
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.diagnose.hang.tasks import Task
 from kwhy.diagnose.hang.user import DESCRIPTORS, PATHS, Files
@@ -46,6 +47,7 @@ class Objects:
     def __init__(self, look: Look) -> None:
         self._m, self._tasks, self._user = look.memory, look.tasks, look.user
         self._ends = look.ends
+        self._maps = mappings(look)
         self._files = Files(look.memory)
         self._shared: dict[str, dict[int, list[Task]]] = {}
         self._known: dict[tuple[str, int], Named] = {}
@@ -53,9 +55,10 @@ class Objects:
 
     def named(self, claim: Claim, stack: Stack) -> Named:
         """The lock's name and its object; empty where nothing can be said for certain."""
+        if claim.kind == "futex":
+            return Named("futex", self._futex(claim, stack.task))
         if claim.object:
-            name = "futex" if claim.kind == "futex" else self._variable(claim.address)
-            return Named(name, claim.object)
+            return Named(self._variable(claim.address), claim.object)
         key = (claim.kind, claim.address)
         if not claim.address:
             return self._tried(claim, stack)
@@ -88,6 +91,17 @@ class Objects:
         if not claim.address:
             return Named()
         return self._lock(claim, stack)
+
+    def _futex(self, claim: Claim, task: Task) -> str:
+        """ "pthread mutex orders of shop (4723)"; its address where it is no variable's."""
+        address = dict(claim.extra).get("lock", claim.address)
+        place = self._maps.place(task, address) if address else None
+        named = place.program.variable(place.linked) if place and place.program else None
+        name = f"{address:#x}"
+        if named is not None:
+            name = f"{named[0]}+{named[1]:#x}" if named[1] else named[0]
+        leader = self._tasks.by_tid.get(task.tgid, task)
+        return f"{claim.object or 'futex'} {name} of {leader.comm} ({leader.tid})"
 
     def _several(self, claim: Claim, task: Task) -> str:
         """ "3 files: 5 pipe:[7], 6 /dev/null, ..." of a set of descriptors."""

@@ -23,7 +23,7 @@ _MAX_ENTRY = 64 << 10
 _MAX_HEADERS = 256
 _PT_LOAD, _PT_GNU_EH_FRAME = 1, 0x6474E550
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
-_FUNCTIONS = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
+_FUNCTIONS, _VARIABLES = (2, 10), (1,)  # STT_FUNC, STT_GNU_IFUNC; STT_OBJECT
 _EH_TABLE = bytes((1, 0x1B, 3, 0x3B))  # version 1; pointers relative to themselves, to the table
 _SYMBOL = np.dtype([
     ("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"),
@@ -64,6 +64,13 @@ class Program:
             raise LookupError("not in memory")
         return got
 
+    def holds(self, address: int) -> bool:
+        """Whether an address belongs to the program, be it to what begins as zeros."""
+        return any(
+            kind == _PT_LOAD and start <= address < start + size
+            for kind, _flags, _offset, start, _physical, _size, size, _align in self._segments
+        )
+
     def linked(self, offset: int) -> int:
         """The address for which the byte at a file offset was linked; raises LookupError."""
         for kind, _flags, start, address, _physical, size, _memory, _align in self._segments:
@@ -81,7 +88,17 @@ class Program:
 
     def function(self, address: int) -> tuple[str, int] | None:
         """(name, offset) of the function around an address, None where no symbol says so."""
-        for starts, ends, names, strings in self._symbols:
+        return self._named(address, _FUNCTIONS)
+
+    def variable(self, address: int) -> tuple[str, int] | None:
+        """The same for a variable."""
+        return self._named(address, _VARIABLES)
+
+    def _named(self, address: int, types: tuple[int, ...]) -> tuple[str, int] | None:
+        for table, strings in self._symbols:
+            if types not in table:
+                table[types] = _sorted(table[()], types)
+            starts, ends, names = table[types]
             number = int(np.searchsorted(starts, np.uint64(address), side="right")) - 1
             if number >= 0 and address < int(ends[number]):
                 begin = int(names[number])
@@ -90,9 +107,9 @@ class Program:
         return None
 
     @cached_property
-    def _symbols(self) -> list[tuple[Any, Any, Any, bytes]]:
-        """Starts, ends and names of functions, sorted; first of .symtab, then of .dynsym."""
-        found = []
+    def _symbols(self) -> list[tuple[dict[tuple[int, ...], Any], bytes]]:
+        """(the symbols, the names) of .symtab, then of .dynsym; by types what is sorted of them."""
+        found: list[tuple[dict[tuple[int, ...], Any], bytes]] = []
         try:
             raw = self._need(self._sections[0], 64 * self._sections[1])
         except LookupError:
@@ -107,7 +124,7 @@ class Program:
                     strings = self._need(headers[link][4], headers[link][5])
                 except LookupError:
                     continue
-                found.append((*_functions(table), strings))
+                found.append(({(): np.frombuffer(table, _SYMBOL)}, strings))
         return found
 
     # -- unwinding ---------------------------------------------------------------------------------
@@ -164,9 +181,9 @@ class Program:
         raise LookupError("no table of unwind rules")
 
 
-def _functions(table: bytes) -> tuple[Any, Any, Any]:
-    symbols = np.frombuffer(table, _SYMBOL)
-    wanted = np.isin(symbols["info"] & 15, _FUNCTIONS) & (symbols["section"] != 0)
+def _sorted(symbols: Any, types: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Starts, ends and names of the symbols of such types."""
+    wanted = np.isin(symbols["info"] & 15, types) & (symbols["section"] != 0)
     chosen = symbols[wanted & (symbols["size"] > 0)]
     chosen = chosen[np.argsort(chosen["value"], kind="stable")]
     return chosen["value"], chosen["value"] + chosen["size"], chosen["name"]

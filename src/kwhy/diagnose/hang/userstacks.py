@@ -4,14 +4,11 @@ Unwound by the program's own .eh_frame from the registers that the system call s
 no rule, by frame pointers, which is marked as a guess.
 """
 
-from dataclasses import dataclass
-
 from kwhy.arch import x86_64
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.look import Look
-from kwhy.diagnose.hang.mapped import Area, Mappings
+from kwhy.diagnose.hang.mapped import Place, mappings
 from kwhy.diagnose.hang.objects import Objects
-from kwhy.diagnose.hang.programs import Program
 from kwhy.diagnose.hang.stacks import Stack
 from kwhy.diagnose.hang.tasks import Task
 from kwhy.verdict.hang import UserFrame
@@ -21,24 +18,13 @@ _NEAR = 1 << 20  # bytes that a frame may be large, where only frame pointers te
 _SP, _BP, _RA = x86_64.DWARF_SP, x86_64.DWARF_BP, x86_64.DWARF_RETURN
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A code address: the mapping around it and, if that is of an ELF file, the file's address."""
-
-    area: Area
-    program: Program | None
-    linked: int
-    address: int
-
-
 class UserStacks:
     """Unwinds the user stacks of one look; programs are read once."""
 
     def __init__(self, look: Look) -> None:
         self._m = look.memory
-        self._maps = Mappings(look.memory, look.user)
+        self._maps = mappings(look)
         self._objects = Objects(look)
-        self._programs: dict[int, Program | None] = {}
 
     def frames(self, stack: Stack) -> tuple[UserFrame, ...]:
         """Innermost first; empty for a kernel thread, or where nothing can be read."""
@@ -47,7 +33,7 @@ class UserStacks:
         guessed, exact = False, True
         while registers and len(found) < MAX_FRAMES:
             # Of a call the instruction before counts: the call may be the function's last one.
-            place = self._place(stack.task, registers[_RA] - (not exact))
+            place = self._maps.place(stack.task, registers[_RA] - (not exact))
             if place is None:
                 break
             found.append(self._frame(stack.task, place, registers[_RA], guessed))
@@ -68,32 +54,7 @@ class UserStacks:
         except (MissingMemory, LookupError):
             return {}
 
-    def _place(self, task: Task, address: int) -> _Place | None:
-        area = self._maps.area(task, address)
-        if area is None:
-            return None
-        if not area.file:
-            return _Place(area, None, 0, address)
-        try:
-            program = self._program(area.file)
-            offset = area.offset + address - area.start
-            linked = program.linked(offset) if program else 0
-            return _Place(area, program, linked, address)
-        except (MissingMemory, LookupError):
-            return _Place(area, None, 0, address)
-
-    def _program(self, file: int) -> Program | None:
-        inode = self._m.value("struct file", file, "f_inode")
-        if inode not in self._programs:
-            try:
-                self._programs[inode] = Program(
-                    lambda offset, size: self._maps.cached(file, offset, size)
-                )
-            except (MissingMemory, LookupError):
-                self._programs[inode] = None
-        return self._programs[inode]
-
-    def _frame(self, task: Task, place: _Place, pc: int, guessed: bool) -> UserFrame:
+    def _frame(self, task: Task, place: Place, pc: int, guessed: bool) -> UserFrame:
         path = ""
         if place.area.file:
             try:
@@ -108,7 +69,7 @@ class UserStacks:
         )  # fmt: skip
 
     def _caller(
-        self, task: Task, place: _Place, registers: dict[int, int]
+        self, task: Task, place: Place, registers: dict[int, int]
     ) -> tuple[dict[int, int], bool]:
         """The registers of the caller, {} at the end; and whether they are a guess."""
         try:
