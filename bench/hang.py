@@ -144,7 +144,7 @@ def parameter_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             f"{total:,} parameters with a value",
             f"{found['kwhy'] / total:.0%}", f"{found['drgn'] / total:.0%}",
-            f"{found['gdb'] / total:.0%}" if "gdb" in found else "",
+            f"{found['gdb'] / total:.0%}" if found.get("gdb") else "no answer",
         ),
         ("  as they were at the call", f"{found['at the call'] / total:.0%}"),
         (
