@@ -21,10 +21,12 @@ _WAITERS, _TID = 1 << 31, (1 << 30) - 1  # FUTEX_WAITERS, FUTEX_TID_MASK
 _MAX_NUMBER = 1 << 22  # PID_MAX_LIMIT
 
 _CONTENDED = 2  # glibc: lowlevellock.h
+_TYPE, _RECURSIVE = 3, 1
 _KINDS, _ROBUST, _SHARED = 0x1FF, 0x10, 0x80  # glibc: pthread_mutex_t.__kind
 _MAX_USERS = 1 << 16
 _PHASE, _LOCKED, _READERS = 1, 2, 3  # glibc: pthread_rwlock_common.c; readers are counted above
 _RWLOCK_WORDS = 13
+_DEEP = 64  # generations of processes
 _MAX_LEVELS = 33  # MAX_PID_NS_LEVEL and the first
 
 
@@ -69,17 +71,22 @@ def futex(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     if stream is not None:
         return stream
     kept = _mutex(look, stack.task, address) or _rwlock(look, stack.task, address)
+    owned = None
     if kept is not None and kept.shared != bool(operation & _PRIVATE):
-        return _owned(look, base, stack.task, kept)
+        owned = _owned(look, base, stack.task, kept)
+    if owned is not None:
+        return owned
     return replace(base, note=f"its word is {word[0]}; who will wake it is not recorded")
 
 
 def _mutex(look: Look, task: Task, address: int) -> _Kept | None:
-    """pthread_mutex_t is {lock, count, owner, users, kind}, ints, in glibc on x86-64."""
-    words = look.user.words(task, address, 20)
+    """pthread_mutex_t is {lock, count, owner, users, kind, spins}, ints, and a list."""
+    words = look.user.words(task, address, 40)
     if words is None:
         return None
-    lock, _count, owner, users, kind = words
+    lock, count, owner, users, kind, _spins, *chain = words
+    if (count and kind & _TYPE != _RECURSIVE) or (any(chain) and not kind & _ROBUST):
+        return None
     if not 0 < users < _MAX_USERS or kind & ~_KINDS or not 0 < owner <= _MAX_NUMBER:
         return None
     if lock & _TID != owner or not lock & _WAITERS if kind & _ROBUST else lock != _CONTENDED:
@@ -108,26 +115,47 @@ def _rwlock(look: Look, task: Task, address: int) -> _Kept | None:
     return None
 
 
-def _owned(look: Look, base: Claim, task: Task, kept: _Kept) -> Claim:
-    """``base`` with the owner that glibc wrote; one that is gone has never released the lock."""
+def _owned(look: Look, base: Claim, task: Task, kept: _Kept) -> Claim | None:
+    """``base`` with the owner that glibc wrote; one that is gone has never released the lock.
+
+    None where the owner makes no sense: other things than locks may look like one.
+    """
     base = replace(base, object=kept.what, extra=(*base.extra, ("lock", kept.address)))
     if not kept.owner:
         return replace(base, note=kept.note)
     holder = _numbered(look, task, kept.owner)
-    lives = holder is not None and holder.state not in "ZX"
-    if holder is not None and lives and _shares(look, task, holder, kept):
-        note = "the owner is what the C library wrote beside the futex word"
-        return replace(base, owners=(holder.address,), sure="deduced", note=note)
-    if lives and not kept.shared:
+    if holder is not None and holder.state not in "ZX":
+        if _shares(look, task, holder, kept):
+            note = "the owner is what the C library wrote beside the futex word"
+            return replace(base, owners=(holder.address,), sure="deduced", note=note)
+        if kept.shared or not _forebear(look, task, holder):
+            return None
         note = (
             f"its owner, thread {kept.owner}, is not of this process: the lock was copied by "
             "fork(2) while it was held, and nobody can release the copy"
         )
-    elif lives or (kept.shared and _elsewhere(look, kept.owner)):
-        return replace(base, note=f"its owner, thread {kept.owner}, is in another PID namespace")
     else:
+        other = _elsewhere(look, kept.owner) if kept.shared else kept.owner < _own(look, task)[1]
+        if other:
+            return None
         note = f"its owner, thread {kept.owner}, ended without releasing the lock"
     return replace(base, note=note, sure="deduced", extra=(*base.extra, ("gone", kept.owner)))
+
+
+def _forebear(look: Look, task: Task, other: Task) -> bool:
+    """Whether ``other`` is of the process that ``task``'s was forked from, or of one before.
+
+    Everybody comes from the first process: that counts as a parent only.
+    """
+    here = task.parent
+    for _ in range(_DEEP):
+        parent = look.tasks.by_address.get(here)
+        if parent is None or not parent.mm:
+            return False
+        if parent.tgid == other.tgid:
+            return parent.tgid != 1 or here == task.parent
+        here = parent.parent
+    return False
 
 
 def _shares(look: Look, task: Task, holder: Task, kept: _Kept) -> bool:
