@@ -85,7 +85,7 @@ def _mutex(look: Look, task: Task, address: int) -> _Kept | None:
     if words is None:
         return None
     lock, count, owner, users, kind, _spins, *chain = words
-    if (count and kind & _TYPE != _RECURSIVE) or (any(chain) and not kind & _ROBUST):
+    if not kind & _ROBUST and (any(chain) or (count and kind & _TYPE != _RECURSIVE)):
         return None
     if not 0 < users < _MAX_USERS or kind & ~_KINDS or not 0 < owner <= _MAX_NUMBER:
         return None
