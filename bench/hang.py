@@ -1,8 +1,9 @@
 """``kwhy hang`` on a dump with thousands of tasks: ``python -m bench.hang [--tasks 10000]``.
 
-Measured beside drgn in the same run: the time from the command line to the report, drgn's bare walk
-over all stacks of the same dump, and the share of parameters of all frames that have a value, also
-beside gdb if that is installed. Where two have one, they are compared.
+Measured beside others in the same run: the time from the command line to the report; drgn's bare
+walk over all stacks of the same dump, and crash's ``foreach bt`` if that is installed; the share of
+parameters of all frames that have a value, also beside gdb if that is installed. Where two have
+one, they are compared.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import gdb
+from bench import crash, gdb
 from kwhy import lab
 from kwhy.lab.hangs import FILE, REPORT, start
 
@@ -62,7 +63,9 @@ def measure(core: Path) -> dict[str, Any]:
         tasks += 1
         frames += len(program.stack_trace(task_object(program, task)))
     walk = time.monotonic() - begin
+    peer = crash.walk(Path(kernel.vmlinux), core)
     return {
+        "crash": peer if isinstance(peer, str) else f"{peer.seconds:.1f} s, {peer.tasks:,} tasks",
         "headline": " ".join(done.stdout.split("\n\n")[0].split()),
         "seconds": seconds,
         "drgn_walk_seconds": walk,
@@ -164,6 +167,7 @@ def show(found: dict[str, Any]) -> None:
         f"{found['tasks']:,} tasks: dump to report | all stacks, bare",
         f"{found['seconds']:.1f} s", f"{found['drgn_walk_seconds']:.1f} s",
     )  # fmt: skip
+    table.add_row("  the same by crash, `foreach bt`", "", found["crash"])
     for row in parameter_rows(found):
         table.add_row(*row)
     Console().print(table)
