@@ -43,6 +43,11 @@ def system_v(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     holders = () if value else _undoing(look, array, number)
     if change < 0 and holders:
         note = f"{base.note}; whoever took it has asked the kernel to give it back (SEM_UNDO)"
+        alone = all(
+            look.tasks.threads(look.tasks.by_address[task].tgid) == (task,) for task in holders
+        )
+        if not alone:  # any of its threads may give it back
+            return replace(base, candidates=holders, note=note)
         return replace(base, owners=holders, sure="deduced", note=note)
     tid, last = _process(look, m.value("struct sem", one, "sempid"))
     if not tid or last == stack.task.address:
