@@ -1,8 +1,8 @@
 """What a process has mapped where, read from kernel memory.
 
 /proc/PID/maps would wait for the lock of the memory map, which may be the very lock that hangs; a
-file may lie on a server that does not answer. So mappings come from the kernel's tree, and what no
-page table has (yet) from the page cache.
+file may lie on a server that does not answer. So mappings come from the kernel's tree, and files
+from the page cache.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.programs import Program
 from kwhy.diagnose.hang.tasks import Task
-from kwhy.diagnose.hang.user import UserMemory
 
 _INTERNAL, _NODES = 2, 4096  # include/linux/xarray.h: the low bits of what is no plain pointer
 _NODE_MASK, _TYPE_SHIFT, _TYPE_MASK = 255, 3, 15  # include/linux/maple_tree.h
@@ -44,10 +43,10 @@ class Place:
 
 
 class Mappings:
-    """Areas by process and address, and the bytes there."""
+    """Areas by process and address, and what their files are."""
 
-    def __init__(self, memory: Memory, user: UserMemory) -> None:
-        self._m, self._user = memory, user
+    def __init__(self, memory: Memory) -> None:
+        self._m = memory
         self._known: dict[int, list[Area]] = {}
         self._programs: dict[int, Program | None] = {}
 
@@ -102,21 +101,6 @@ class Mappings:
             except (MissingMemory, LookupError):
                 self._programs[inode] = None
         return self._programs[inode]
-
-    def read(self, task: Task, address: int, size: int) -> bytes | None:
-        """User memory, also such that is in memory but not in the process's page tables."""
-        out = b""
-        while len(out) < size:
-            at = address + len(out)
-            piece = min(PAGE - at % PAGE, size - len(out))
-            got = self._user.read(task, at, piece)
-            if got is None:
-                area = self.area(task, at)
-                got = self.cached(area.file, area.offset + at - area.start, piece) if area else None
-            if got is None:
-                return None
-            out += got
-        return out
 
     def cached(self, file: int, offset: int, size: int) -> bytes | None:
         """Bytes of an open file, if they are in the page cache."""
@@ -216,6 +200,6 @@ class Mappings:
 def mappings(look: Look) -> Mappings:
     """The mappings of a look, the same for all who ask."""
     if "mappings" not in look.cache:
-        look.cache["mappings"] = Mappings(look.memory, look.user)
+        look.cache["mappings"] = Mappings(look.memory)
     found: Mappings = look.cache["mappings"]
     return found

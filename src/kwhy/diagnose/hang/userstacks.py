@@ -22,7 +22,7 @@ class UserStacks:
     """Unwinds the user stacks of one look; programs are read once."""
 
     def __init__(self, look: Look) -> None:
-        self._m = look.memory
+        self._m, self._user = look.memory, look.user
         self._maps = mappings(look)
         self._objects = Objects(look)
 
@@ -102,5 +102,5 @@ class UserStacks:
         return {_SP: base + 16, _BP: bp, _RA: pc}
 
     def _word(self, task: Task, address: int) -> int | None:
-        raw = self._maps.read(task, address, 8) if address % 8 == 0 else None
+        raw = self._user.read(task, address, 8) if address % 8 == 0 else None
         return int.from_bytes(raw, "little") if raw else None
