@@ -92,6 +92,12 @@ def waited_word(look: Look, stack: Stack) -> int:
     return m.value(entry, found[0] - m.offset(entry, "wq_entry"), "key.flags")
 
 
+def bit(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """A bit of some structure: the word that it lies in."""
+    word = waited_word(look, stack)
+    return claim(stack, frame, "bit", word, "on the queue of its word") if word else None
+
+
 def bio(look: Look, stack: Stack, frame: Frame) -> Claim | None:
     """submit_bio_wait() and its kin: the bio that has the completion as its private data."""
     m = look.memory

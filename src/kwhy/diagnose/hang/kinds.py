@@ -90,6 +90,7 @@ _PROVERS: tuple[tuple[str, Prover], ...] = (
     ("rpc_wait_bit_killable", disks.remote_call),
     ("__flush_work flush_work __cancel_work.*", workers.flush),
     ("call_usermodehelper_exec", workers.helper),
+    ("wait_for_key_construction", messages.key),
     ("__flush_workqueue flush_workqueue drain_workqueue", workers.flush_all),
     ("jbd2_log_wait_commit wait_transaction_locked", journals.journal),
     ("wait_transaction_switching add_transaction_credits", journals.journal),
@@ -130,7 +131,10 @@ class Recognisers:
         self._proven = [(_pattern(names), way) for names, way in proven]
         # What is completed is known further out on the stack, if at all.
         completion = "wait_for_common.* __wait_for_common wait_for_completion.*"
-        self._last = [(_pattern(completion), locks.completion)]
+        self._last: list[tuple[re.Pattern[str], Recogniser]] = [
+            (_pattern(completion), locks.completion),
+            (_pattern("__wait_on_bit.* out_of_line_wait_on_bit.*"), partial(disks.bit, look)),
+        ]
         self._plain = [(_pattern(names), kind) for names, kind in _PLAIN]
         self._others = others
         self._by_function: dict[str, tuple[list[Recogniser], list[Recogniser]]] = {}

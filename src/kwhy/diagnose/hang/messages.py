@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kwhy.case.evidence import MissingMemory
+from kwhy.diagnose.hang import disks
 from kwhy.diagnose.hang.claims import Claim
 from kwhy.diagnose.hang.locks import places
 from kwhy.diagnose.hang.look import Look, claim
@@ -163,6 +164,17 @@ def posix_message(look: Look, stack: Stack, frame: Frame) -> Claim | None:
         return base
     note = "it is full" if call[0] == "mq_timedsend" else "it is empty"
     return replace(base, note=note, timed=bool(call[1][4]))
+
+
+def key(look: Look, stack: Stack, frame: Frame) -> Claim | None:
+    """A key that somebody else has asked for is waited for until it is made."""
+    base = disks.bit(look, stack, frame)
+    if base is None:
+        return None
+    made = base.address - look.memory.offset("struct key", "flags")
+    name = look.memory.string(look.memory.value("struct key", made, "description"))
+    note = "somebody has asked for it first, and it is being made"
+    return replace(base, object=f"key {name}", note=note)
 
 
 def told(kind: str, note: str) -> Callable[[Look, Stack, Frame], Claim | None]:
