@@ -13,7 +13,9 @@ from tests.lab.test_incidents import explain
 
 from kwhy import lab
 from kwhy.case.casefile import CaseFile
+from kwhy.diagnose import again
 from kwhy.diagnose.again import Again, Refused, execute
+from kwhy.diagnose.fail import LOOSE
 from kwhy.diagnose.rounds import held_of, open_session
 from kwhy.lab.incidents import INCIDENTS
 from kwhy.record.model import Call, SyscallRecord
@@ -53,8 +55,8 @@ def saved(
             assert any("executing the call again" in note for note in verdict["evidence"]["notes"])
             values = [o["source"] for o in verdict["conditions"][-1]["operands"]]
             assert "executed" in values or name in (OVERWRITTEN, MARKED)
-            again = kwhy("explain", str(cases[name]), "--json")
-            assert verdict == again.verdict
+            offline = kwhy("explain", str(cases[name]), "--json")
+            assert verdict == offline.verdict
         return cases[name]
 
     yield case
@@ -104,3 +106,15 @@ def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, 
     assert twice.entry is not None
     twice.entry.children.append(replace(leaf, children=[]))
     assert refused(twice)
+
+
+def test_what_is_not_compared_decides_nothing(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An execution settles nothing where the origin lies in what may have gone another way."""
+    path = saved(OPEN[0])
+    origin = kwhy("explain", str(path), "--json").verdict["origin"]["function"]
+    monkeypatch.setattr(again, "UNCOMPARED", frozenset({origin}))
+    verdict = kwhy("explain", str(path), "--json").verdict
+    assert verdict["confidence"] == "ambiguous"
+    assert LOOSE in verdict["evidence"]["notes"]

@@ -8,20 +8,22 @@ assumed: an execution counts only when its result and its calls are the recorded
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kwhy.case.evidence import PAGE, Evidence
-from kwhy.diagnose.analysis import Watched
+from kwhy.diagnose.analysis import Analysis, Watched
 from kwhy.diagnose.moving import Moving, reread
 from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
-from kwhy.emulate.replay import Turn
+from kwhy.emulate.replay import UNCOMPARED, Turn
 from kwhy.emulate.turned import led
 from kwhy.errors import KwhyError, UsageError
 from kwhy.flow.cfg import Code
-from kwhy.flow.explore import Hit
+from kwhy.flow.explore import Callee, Decision, Hit
+from kwhy.flow.origin import Called, Tracer
+from kwhy.flow.terms import parts
 from kwhy.kernel.model import Kernel
 from kwhy.record.model import Call, SyscallRecord
 
@@ -46,12 +48,23 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Again:
     """An accepted second execution: ``record`` is the call as it was executed, with all its calls,
-    also those that leave no trace; ``watched`` the registers at each watched branch that ran."""
+    also those that leave no trace; ``watched`` the registers at each watched branch that ran;
+    ``loose`` are the identities of its calls that were not compared with the recording."""
 
     record: SyscallRecord
     watched: Watched
     instructions: int
     note: str
+    loose: frozenset[int]
+
+    def proves(self, analysis: Analysis) -> bool:
+        """Whether nothing that was not compared has a part in what an analysis of it found."""
+        part: list[Called] = []
+        for finding in analysis.findings:
+            part += [frame.call for frame in finding.chain()]
+            for _, decision in finding.deciding:
+                part += _asked(analysis.tracer, decision)
+        return not any(id(call) in self.loose for call in part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +197,29 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
         run.outcome.instructions,
         f"settled by executing the call again offline ({run.outcome.instructions} instructions, "
         f"{made} calls): its result and its traced calls are the recorded ones" + _led(run, code),
+        _loose(calls, code),
     )
+
+
+def _loose(calls: Sequence[Call], code: Code) -> frozenset[int]:
+    return frozenset(
+        id(inner)
+        for call in calls
+        if code.name(call.function) in UNCOMPARED
+        for inner in call.walk()
+    )
+
+
+def _asked(tracer: Tracer, decision: Decision) -> Iterator[Called]:
+    """The observed calls whose results a branch compared."""
+    for side in (decision.condition or ())[1:3]:
+        for part in parts(side):
+            if part[0] != "ret" or not isinstance(part[2], int):
+                continue
+            _, _, observed = tracer.frames[part[1]]
+            item = observed[part[2]]
+            if isinstance(item, Callee) and item.tag is not None:
+                yield item.tag
 
 
 def _led(run: Replay, code: Code) -> str:

@@ -18,6 +18,10 @@ from kwhy.verdict import Evidence as Account
 from kwhy.verdict.common import doubt, noted
 
 MAX_CANDIDATES = 32
+LOOSE = (
+    "the call was executed again offline, which does not count: what decided there lies where the "
+    "execution is not compared with the recording"
+)
 
 
 TRACED = (
@@ -55,6 +59,8 @@ def explain_call(
     if isinstance(again, Again):
         second = analyse(kernel, arch, code, again.record, again.watched)
         settled = _verdict(kernel, base, second)
+        if not again.proves(second):
+            return noted(verdict, LOOSE), first
         if _surer(settled, verdict):
             account = replace(settled.evidence, emulated=again.instructions)
             return noted(replace(settled, evidence=account), again.note), second

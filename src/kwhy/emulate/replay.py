@@ -41,6 +41,8 @@ mm/page_alloc.c, lib/percpu_counter.c) when they ran out or over, and what notes
 that an inode is dirty, unless it is: this depends on what was done before; left out as well."""
 _CLOSED = SKIPS | WAKES | _CHANCE
 """Functions of which only the call is compared, not what they call."""
+UNCOMPARED = _AROUND | _STORES | _CLOSED
+"""Functions whose insides, and whose results, may be others than in the recorded call."""
 
 
 @dataclass(frozen=True, slots=True)
