@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kwhy.flow.cfg import Function
 from kwhy.flow.explore import Decision, Explorer, Node, entry_state, is_error
-from kwhy.flow.outcome import Result, in_register, may_differ, may_succeed
+from kwhy.flow.outcome import Budget, Result, in_register, may_differ, may_succeed
 from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
 from kwhy.flow.terms import Term, mask, sym
 
@@ -36,6 +36,7 @@ class Decider:
         self, passing: Passed | None = None
     ) -> None:
         self.passing = passing
+        self.budget = Budget()
         self._open: dict[Any, bool] = {}
         self._settled: dict[int, dict[int, list[State]]] = {}
 
@@ -54,7 +55,7 @@ class Decider:
             if not self._is_open(explorer, node, decision, want, size, same, result):
                 return True
             kind = self.passing(explorer.function, node, decision, want) if self.passing else None
-            if kind == "guard" and not _may_succeed(explorer, node, decision):
+            if kind == "guard" and not self._may_succeed(explorer, node, decision):
                 return True
             if not strictly:
                 return False
@@ -76,10 +77,18 @@ class Decider:
         key = (id(node), decision.address, decision.taken, decision.index, same)
         if key not in self._open:
             self._open[key] = any(
-                may_differ(explorer, start, state, want & mask(size), size, same, result)
+                may_differ(
+                    explorer, start, state, want & mask(size), size, same, result, self.budget
+                )
                 for start, state in _other_ways(explorer, node, decision)
             )
         return self._open[key]
+
+    def _may_succeed(self, explorer: Explorer, node: Node, decision: Decision) -> bool:
+        return any(
+            may_succeed(explorer, start, state, self.budget)
+            for start, state in _other_ways(explorer, node, decision)
+        )
 
     def _in_tail(self, explorer: Explorer, node: Node, decision: Decision, want: int) -> bool:
         """Whether the error was in hand at a branch that good runs come through as well."""
@@ -140,13 +149,6 @@ def _other_ways(explorer: Explorer, node: Node, decision: Decision) -> list[tupl
         and start is not None
         and (other.taken, other.index) != (decision.taken, decision.index)
     ]
-
-
-def _may_succeed(explorer: Explorer, node: Node, decision: Decision) -> bool:
-    return any(
-        may_succeed(explorer, start, state)
-        for start, state in _other_ways(explorer, node, decision)
-    )
 
 
 # --- what holds at a place, whatever the way there -----------------------------------------------

@@ -443,6 +443,7 @@ class Tracer:
         made = result(nodes[0])
         value: Term = frame.want & mask(8) if made is None else made
         edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes, result)
+        self.cut = self.cut or self.decider.budget.left <= 0
         return Finding(kind, frame, value, edges, nodes)
 
     def _given(self, frame: Frame, argument: Any, depth: int) -> list[Finding]:

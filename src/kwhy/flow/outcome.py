@@ -1,6 +1,7 @@
 """Whether the outcome of a frame is still open at some point of it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kwhy.flow.explore import Explorer, Node
@@ -9,6 +10,13 @@ from kwhy.flow.terms import Term, assume, mask, parts
 
 MAX_STEPS, MAX_STATES = 1000, 8
 """Segments gone through from one point, and states told apart at one place, before it is enough."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """Segments that may still be gone through for one failure: what is beyond is not looked at."""
+
+    left: int = 100_000
 
 
 Result = Callable[[Node], Term | None]
@@ -27,6 +35,7 @@ def may_differ(
     size: int,
     same: frozenset[Term] = frozenset(),
     result: Result = in_register,
+    budget: Budget | None = None,
 ) -> bool:
     """Whether some continuation from here, unobserved, can return other than ``want``.
 
@@ -44,10 +53,12 @@ def may_differ(
             return False
         return assume(node.leaving.facts, "ne", term, want, size) is not None
 
-    return _may_return(explorer, start, state, differs)
+    return _may_return(explorer, start, state, differs, budget or Budget())
 
 
-def may_succeed(explorer: Explorer, start: int, state: State) -> bool:
+def may_succeed(
+    explorer: Explorer, start: int, state: State, budget: Budget | None = None
+) -> bool:
     """Whether some continuation from here, unobserved, can return what is no error number."""
 
     def succeeds(node: Node) -> bool:
@@ -58,11 +69,15 @@ def may_succeed(explorer: Explorer, start: int, state: State) -> bool:
         pointer = isinstance(term, int) and term > mask(4)
         return pointer or assume(facts, "sge", term, 0, 4) is not None
 
-    return _may_return(explorer, start, state, succeeds)
+    return _may_return(explorer, start, state, succeeds, budget or Budget())
 
 
 def _may_return(
-    explorer: Explorer, start: int, state: State, wanted: Callable[[Node], bool]
+    explorer: Explorer,
+    start: int,
+    state: State,
+    wanted: Callable[[Node], bool],
+    budget: Budget,
 ) -> bool:
     first = Node(explorer.function.segments[start], 0, state)
     todo = [first]
@@ -77,7 +92,8 @@ def _may_return(
             continue
         done.add(key)
         steps += 1
-        if steps > MAX_STEPS:
+        budget.left -= 1
+        if steps > MAX_STEPS or budget.left <= 0:
             return False
         for to, _, after, _, _ in explorer.step(node, None, what_if=True):
             if to is None or to not in explorer.function.segments:
