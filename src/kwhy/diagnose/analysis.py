@@ -73,8 +73,10 @@ def analyse(
     hits, armed = watched.hits, watched.armed
     tracer = _tracer(kernel, code, hits, armed, oracle=False)
     findings = _trace(arch, tracer, record, entry)
-    if len(findings) != 1 or len(findings[0].deciding) > 1:
-        # What the callees can have returned, by their own calls, rules out some paths.
+    executed = watched.source == "executed"
+    if executed or len(findings) != 1 or len(findings[0].deciding) > 1:
+        # What the callees can have returned, by their own calls, rules out some paths; and of an
+        # execution it is known by every branch, so that an error handed on is seen as that.
         second = _tracer(kernel, code, hits, armed, oracle=True)
         better = _trace(arch, second, record, entry)
         if better:
