@@ -170,6 +170,15 @@ def test_a_tail_call_out_of_an_untraced_function_shows_that_function() -> None:
     ] == shape(recording, calls)  # fmt: skip
 
 
+def test_an_untraced_function_that_calls_and_then_jumps_on_is_one_frame() -> None:
+    """Its first callee tells no call site of it, the function that it jumps to does."""
+    events = [(F + 4, ENTRY), (H + 4, 0x5020), (J + 4, F + 0x20)]
+    recording, calls = window(*events, hints=Hints({F + 0x20: 0x5000}, {F: [0x5000], 0x5000: [H]}))
+    below = ["[helper]", ["tty_check_change", "~__tty_check_change"]]
+    assert ["[do_syscall_64]", ["__x64_sys_ioctl", below]] == shape(recording, calls)
+    assert [F + 0x20] == [call.site for call in calls[0].walk() if call.function == 0x5000]
+
+
 def test_an_untraced_caller_is_put_where_the_code_calls_it() -> None:
     """Not under the leaf that was called last, but under the function that calls it."""
     events = [(F + 4, ENTRY), (G + 4, F + 0x20), (H + 4, G + 0x10), (J + 4, 0x5020)]

@@ -34,11 +34,12 @@ itself too: what they call is not compared."""
 _STORES = frozenset({
     "___slab_alloc", "__slab_alloc", "__slab_free", "rmqueue_bulk", "__rmqueue_pcplist",
     "free_pcppages_bulk", "folio_batch_move_lru", "pagevec_lru_move_fn", "__pagevec_lru_add",
-    "percpu_counter_add_batch", "__mark_inode_dirty",
+    "percpu_counter_add_batch", "__mark_inode_dirty", "pcpu_alloc_area", "pcpu_free_area",
 })  # fmt: skip
 """What fills and empties a CPU's own stores of objects, pages and counts (mm/slub.c, mm/swap.c,
-mm/page_alloc.c, lib/percpu_counter.c) when they ran out or over, and what notes for the writeback
-that an inode is dirty, unless it is: this depends on what was done before; left out as well."""
+mm/page_alloc.c, mm/percpu.c, lib/percpu_counter.c) when they ran out or over, and what notes for
+the writeback that an inode is dirty, unless it is: this depends on what was done before; left out
+as well."""
 _CLOSED = SKIPS | WAKES | _CHANCE
 """Functions of which only the call is compared, not what they call."""
 UNCOMPARED = _AROUND | _STORES | _CLOSED

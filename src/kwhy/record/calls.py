@@ -261,6 +261,14 @@ class TreeBuilder:
             called = None
         if called is not None and _is(function.start, called):
             return index, False, None
+        above = stack[index + 1].call if index + 1 < len(stack) else None
+        if (
+            called is not None
+            and above is not None
+            and (above.kind, above.site) == ("implicit", None)
+            and _is(above.function, called)
+        ):
+            above.site = site  # an untraced function shows only now from where it was called
         # The frames that were entered with the same return address, first to last.
         last = index
         if index + 1 < len(stack) and stack[index + 1].call.site == site:
