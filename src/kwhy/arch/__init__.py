@@ -23,6 +23,20 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
+class DwarfRegisters:
+    """Registers as DWARF numbers them.
+
+    ``saved``: those that a call preserves, by their names in ``struct pt_regs``. ``stack``,
+    ``frame`` and ``pc``: the stack and the frame pointer, and where a frame goes on.
+    """
+
+    saved: Mapping[int, str]
+    stack: int
+    frame: int
+    pc: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """What the analysis needs to know of one architecture.
 
@@ -71,6 +85,7 @@ class Arch:
     """How many levels page tables have, by VMCOREINFO."""
     walk: Callable[[Callable[[int, int], bytes], int, int, int], Mapped | None]
     """The mapping of a virtual address: how to read physical memory, the table, its levels, it."""
+    dwarf: DwarfRegisters
 
 
 def of(name: str) -> Arch:

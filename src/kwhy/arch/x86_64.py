@@ -9,7 +9,7 @@ import re
 import capstone
 from capstone import x86_const as x86
 
-from kwhy.arch import Arch
+from kwhy.arch import Arch, DwarfRegisters
 from kwhy.arch.x86_64_paging import levels, walk
 from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.flow.ir import Effect, Expr, Insn
@@ -477,13 +477,6 @@ _SAMPLED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "flag
 
 STACK_SIZE = 16384  # THREAD_SIZE and IRQ_STACK_SIZE, arch/x86/include/asm/page_64_types.h
 
-#: Registers as DWARF numbers them (System V psABI, figure 3.36), by their names in struct pt_regs:
-#: those that a call preserves, the stack pointer, and where it goes on.
-DWARF_SAVED = {
-    3: "bx", 6: "bp", 7: "sp", 12: "r12", 13: "r13", 14: "r14", 15: "r15", 16: "ip",
-}  # fmt: skip
-DWARF_BP, DWARF_SP, DWARF_RETURN = 6, 7, 16
-
 ARCH = Arch(
     name="x86_64",
     registers=tuple(REGISTERS),
@@ -530,4 +523,11 @@ ARCH = Arch(
     reads=reads,
     table_levels=levels,
     walk=walk,
+    # System V psABI, figure 3.36.
+    dwarf=DwarfRegisters(
+        saved={3: "bx", 6: "bp", 7: "sp", 12: "r12", 13: "r13", 14: "r14", 15: "r15", 16: "ip"},
+        stack=7,
+        frame=6,
+        pc=16,
+    ),
 )

@@ -4,7 +4,7 @@ Unwound by the program's own .eh_frame from the registers that the system call s
 no rule, by frame pointers, which is marked as a guess.
 """
 
-from kwhy.arch import x86_64
+from kwhy import arch as architectures
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.mapped import Place, mappings
@@ -15,7 +15,6 @@ from kwhy.verdict.hang import UserFrame
 
 MAX_FRAMES = 32
 _NEAR = 1 << 20  # bytes that a frame may be large, where only frame pointers tell
-_SP, _BP, _RA = x86_64.DWARF_SP, x86_64.DWARF_BP, x86_64.DWARF_RETURN
 
 
 class UserStacks:
@@ -23,6 +22,7 @@ class UserStacks:
 
     def __init__(self, look: Look) -> None:
         self._m, self._user = look.memory, look.user
+        self._dwarf = architectures.of(look.memory.kernel.arch).dwarf
         self._maps = mappings(look)
         self._objects = Objects(look)
 
@@ -33,23 +33,23 @@ class UserStacks:
         guessed, exact = False, True
         while registers and len(found) < MAX_FRAMES:
             # Of a call the instruction before counts: the call may be the function's last one.
-            place = self._maps.place(stack.task, registers[_RA] - (not exact))
+            place = self._maps.place(stack.task, registers[self._dwarf.pc] - (not exact))
             if place is None:
                 break
-            found.append(self._frame(stack.task, place, registers[_RA], guessed))
+            found.append(self._frame(stack.task, place, registers[self._dwarf.pc], guessed))
             registers, guessed = self._caller(stack.task, place, registers)
             exact = False
         return tuple(found)
 
     def _registers(self, stack: Stack) -> dict[int, int]:
-        """By DWARF number, as the system call found them; RA: where it goes on."""
+        """By DWARF number, as the system call found them."""
         kind = "struct pt_regs"
         try:
             if stack.regs is None or not self._m.value(kind, stack.regs, "cs") & 3:
                 return {}
             return {
                 number: self._m.value(kind, stack.regs, name)
-                for number, name in x86_64.DWARF_SAVED.items()
+                for number, name in self._dwarf.saved.items()
             }
         except (MissingMemory, LookupError):
             return {}
@@ -78,7 +78,7 @@ class UserStacks:
             rule = place.program.rule(place.linked)
         except LookupError:
             return self._by_frame_pointer(task, registers), True
-        if rule.register not in registers or _RA not in rule.saved:
+        if rule.register not in registers or self._dwarf.pc not in rule.saved:
             return {}, False  # the outermost function has no caller
         base = registers[rule.register] + rule.offset
         caller = dict(registers)
@@ -87,19 +87,20 @@ class UserStacks:
             if word is None:
                 return {}, False
             caller[number] = word
-        caller[_SP] = base
-        if base <= registers[_SP] or not caller[_RA]:
+        caller[self._dwarf.stack] = base
+        if base <= registers[self._dwarf.stack] or not caller[self._dwarf.pc]:
             return {}, False
         return caller, False
 
     def _by_frame_pointer(self, task: Task, registers: dict[int, int]) -> dict[int, int]:
-        base = registers[_BP]
-        if base % 8 or not registers[_SP] <= base < registers[_SP] + _NEAR:
+        dwarf = self._dwarf
+        base, stack = registers[dwarf.frame], registers[dwarf.stack]
+        if base % 8 or not stack <= base < stack + _NEAR:
             return {}
-        bp, pc = self._word(task, base), self._word(task, base + 8)
-        if bp is None or not pc:
+        above, pc = self._word(task, base), self._word(task, base + 8)
+        if above is None or not pc:
             return {}
-        return {_SP: base + 16, _BP: bp, _RA: pc}
+        return {dwarf.stack: base + 16, dwarf.frame: above, dwarf.pc: pc}
 
     def _word(self, task: Task, address: int) -> int | None:
         raw = self._user.read(task, address, 8) if address % 8 == 0 else None
