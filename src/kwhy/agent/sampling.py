@@ -30,6 +30,7 @@ def thread(tid: int) -> Dict[str, Any]:
         "pid": int(status["Tgid"]),
         "comm": status.get("Name", ""),
         "state": fields[0],
+        "faults": int(fields[7]) + int(fields[9]),
         "user_ticks": int(fields[11]),
         "system_ticks": int(fields[12]),
         "cpu": int(fields[36]),

@@ -113,7 +113,7 @@ def _in_kernel(case: Case, look: Look, samples: Sequence[Sample]) -> Spin:
     found = places(case.kernel, samples)
     if not found:
         return case.answer(summary=f"{who(case)} runs kernel code that has no symbol")
-    taken = faults(case.kernel, case.code.arch, case.watcher, samples, ENTRY)
+    taken = faults(case.kernel, case.code.arch, case.watcher, look, samples, ENTRY)
     if taken is not None:
         return faulting(case, taken, look, samples)
     window = max(0.1, look.seconds / 12)

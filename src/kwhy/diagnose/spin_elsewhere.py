@@ -120,8 +120,9 @@ def faulting(case: Case, taken: Faults, look: Look, samples: Sequence[Sample]) -
     (page,) = taken.pages
     at = f" by its instruction at {outside.pop():#x}" if len(outside) == 1 else ""
     return case.answer(
-        summary=f"{said} on the same page at {page:#x} again and again ({taken.count:,} were seen)"
-        f"{at}: each is said to be handled, yet the page is not there afterwards",
+        summary=f"{said} on the same page at {page:#x} again and again"
+        f" ({taken.count:,} times in {look.seconds:.1f} s){at}: each is said to be "
+        "handled, yet the page is not there afterwards",
         confidence="observed",
         state="busy",
         advice=(

@@ -51,6 +51,13 @@ class Look:
             return None
         return int(self.after["system_ticks"]) - int(self.before["system_ticks"])
 
+    @property
+    def faults(self) -> int | None:
+        """Page faults of the thread that were done with meanwhile."""
+        if self.after is None or "faults" not in self.before:
+            return None
+        return int(self.after["faults"]) - int(self.before["faults"])
+
 
 Take = Callable[[list[JSON], float], tuple[dict[str, Any], dict[int, bytes]]]
 """Watches with events for some seconds: the agent's result, and raw records by event."""
@@ -137,13 +144,16 @@ class Watcher:
         out.update(self._offline(missing) if missing else {})
         return out
 
-    def live_breakpoints(self, addresses: Sequence[int], seconds: float) -> dict[int, Seen]:
-        """The same on the target alone."""
+    def live_breakpoints(
+        self, addresses: Sequence[int], seconds: float, chain: bool = False
+    ) -> dict[int, Seen]:
+        """The same on the target alone, if asked with call chains."""
         out: dict[int, Seen] = {}
         for start in range(0, len(addresses), 4):
             batch = list(addresses[start : start + 4])
+            more: dict[str, JSON] = {"chain": True} if chain else {}
             events: list[JSON] = [
-                {"kind": "breakpoint", "address": address, "registers": self.mask}
+                {"kind": "breakpoint", "address": address, "registers": self.mask, **more}
                 for address in batch
             ]
             out.update(zip(batch, self._look(events, seconds).seen, strict=True))
