@@ -155,8 +155,8 @@ def _wanted(
 
 def _jump(site: Site, segment: Segment) -> str:
     """What a branch is called whose condition is not spelled out where it stands (in a macro)."""
-    where = f"line {site.line}" if site.line else site.offset
-    return f"the jump at {where} ({segment.last.text.split()[0]})"
+    line = f", line {site.line}" if site.line else ""
+    return f"the jump at {site.offset} ({segment.last.text.split()[0]}{line})"
 
 
 def calls(kernel: Kernel, code: Code, arch: Arch, watched: Watched, decides: set[int]) -> list[
