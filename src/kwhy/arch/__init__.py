@@ -85,6 +85,8 @@ class Arch:
     """How many levels page tables have, by VMCOREINFO."""
     walk: Callable[[Callable[[int, int], bytes], int, int, int], Mapped | None]
     """The mapping of a virtual address: how to read physical memory, the table, its levels, it."""
+    user_code: tuple[str, int]
+    """The register that tells programs of this width by its value in ``struct pt_regs``."""
     dwarf: DwarfRegisters
 
 

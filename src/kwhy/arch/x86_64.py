@@ -524,6 +524,7 @@ ARCH = Arch(
     table_levels=levels,
     walk=walk,
     # System V psABI, figure 3.36.
+    user_code=("cs", 0x33),  # __USER_CS, arch/x86/include/asm/segment.h
     dwarf=DwarfRegisters(
         saved={3: "bx", 6: "bp", 7: "sp", 12: "r12", 13: "r13", 14: "r14", 15: "r15", 16: "ip"},
         stack=7,

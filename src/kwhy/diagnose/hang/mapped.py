@@ -18,17 +18,22 @@ _INTERNAL, _NODES = 2, 4096  # include/linux/xarray.h: the low bits of what is n
 _NODE_MASK, _TYPE_SHIFT, _TYPE_MASK = 255, 3, 15  # include/linux/maple_tree.h
 _RANGE, _ARANGE = 2, 3  # maple_range_64, maple_arange_64; smaller types are leaves
 _SLOTS = 64  # XA_CHUNK_SIZE
+_EXECUTABLE = 4  # VM_EXEC
 _DEEP = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A mapping of ``[start, end)``: ``file`` is a ``struct file``, ``offset`` bytes into it."""
+    """A mapping of ``[start, end)``: ``file`` is a ``struct file``, ``offset`` bytes into it.
+
+    ``code``: it may be executed.
+    """
 
     start: int
     end: int
     file: int
     offset: int
+    code: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,8 @@ class Mappings:
         if not start <= address < end:
             return None
         offset = m.value(kind, vma, "vm_pgoff") * PAGE
-        return Area(start, end, m.value(kind, vma, "vm_file"), offset)
+        code = bool(m.value(kind, vma, "vm_flags") & _EXECUTABLE)
+        return Area(start, end, m.value(kind, vma, "vm_file"), offset, code)
 
     def _in_maple(self, mm: int, address: int) -> int:
         """The entry of the maple tree ``mm->mm_mt`` for an address, 0 if none."""

@@ -22,7 +22,8 @@ class UserStacks:
 
     def __init__(self, look: Look) -> None:
         self._m, self._user = look.memory, look.user
-        self._dwarf = architectures.of(look.memory.kernel.arch).dwarf
+        arch = architectures.of(look.memory.kernel.arch)
+        self._dwarf, self._user_code = arch.dwarf, arch.user_code
         self._maps = mappings(look)
         self._objects = Objects(look)
 
@@ -34,10 +35,11 @@ class UserStacks:
         while registers and len(found) < MAX_FRAMES:
             # Of a call the instruction before counts: the call may be the function's last one.
             place = self._maps.place(stack.task, registers[self._dwarf.pc] - (not exact))
-            if place is None:
+            if place is None or not place.area.code:
                 break
             found.append(self._frame(stack.task, place, registers[self._dwarf.pc], guessed))
-            registers, guessed = self._caller(stack.task, place, registers)
+            registers, guess = self._caller(stack.task, place, registers)
+            guessed = guessed or guess
             exact = False
         return tuple(found)
 
@@ -45,8 +47,9 @@ class UserStacks:
         """By DWARF number, as the system call found them."""
         kind = "struct pt_regs"
         try:
-            if stack.regs is None or not self._m.value(kind, stack.regs, "cs") & 3:
-                return {}
+            name, wanted = self._user_code
+            if stack.regs is None or self._m.value(kind, stack.regs, name) != wanted:
+                return {}  # a kernel thread, or a program of 32 bits
             return {
                 number: self._m.value(kind, stack.regs, name)
                 for number, name in self._dwarf.saved.items()
