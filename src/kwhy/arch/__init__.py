@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from kwhy.flow.ir import Insn
 
+STACK_POINTERS = frozenset({"rsp"})
+"""The stack pointers of all architectures: what a register so named points to is a stack."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mapped:

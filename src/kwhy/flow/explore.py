@@ -23,7 +23,6 @@ from kwhy.flow.state import (
     decide,
     evaluate,
     forget_memory,
-    is_stack,
     keep,
     split,
 )
@@ -33,6 +32,7 @@ from kwhy.flow.terms import (
     Term,
     assume,
     by_argument,
+    is_stack,
     low,
     parts,
     sym,

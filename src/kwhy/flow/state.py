@@ -13,6 +13,7 @@ from kwhy.flow.terms import (
     assume,
     binary,
     invert,
+    is_stack,
     low,
     mask,
     negate,
@@ -104,7 +105,7 @@ def split(address: Term) -> tuple[Term, int]:
 
 def on_stack(state: State, base: Term) -> bool:
     """Whether a base is this frame's own stack."""
-    return base == sym("init", state.frame, "rsp")
+    return is_stack(base) and base[1] == state.frame
 
 
 def evaluate(state: State, expr: Expr, place: Any) -> Term:
@@ -187,11 +188,6 @@ def store(state: State, address: Term, size: int, value: Term, place: Any) -> No
             if other != base and not is_stack(other) and not isinstance(other, int):
                 del state.memory[other]
         _renew(state, place)
-
-
-def is_stack(base: Term) -> bool:
-    """Whether a base is the stack of some frame."""
-    return isinstance(base, tuple) and base[0] == "init" and base[2] == "rsp"
 
 
 def forget_memory(state: State, place: Any, escaped: list[tuple[Term, int, int]] = []) -> None:  # noqa: B006

@@ -24,6 +24,8 @@ orders still possible between them.
 import functools
 from typing import Any, TypeGuard
 
+from kwhy.arch import STACK_POINTERS
+
 Term = int | tuple[Any, ...]
 
 MAX_DEPTH = 24
@@ -188,9 +190,13 @@ def binary(op: str, size: int, a: Term, b: Term) -> Term:
     return sym("bin", op, size, low(size, a), b if isinstance(b, int) else low(size, b))
 
 
+def is_stack(base: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Whether a base is the stack of some frame."""
+    return isinstance(base, tuple) and base[0] == "init" and base[2] in STACK_POINTERS
+
+
 def _is_stack_address(term: Any) -> TypeGuard[tuple[Any, ...]]:
-    base = term[1] if isinstance(term, tuple) and term[0] == "add" else term
-    return isinstance(base, tuple) and base[0] == "init" and base[2] == "rsp"
+    return is_stack(term[1] if isinstance(term, tuple) and term[0] == "add" else term)
 
 
 def _fold(op: str, size: int, a: int, b: int) -> int:
