@@ -104,7 +104,7 @@ class Explorer:
     """Walks one frame. ``armed`` are the probed addresses: none of them runs without a hit.
 
     ``result_facts`` may know more of what the k-th observed callee returned, ``quiet`` whether an
-    indirect call (by its address) goes to what no tracer sees.
+    indirect call (by its address) goes to what no tracer sees, ``spent`` whether to give up here.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Explorer:
         arguments: Callable[[int], int | None] | None = None,
         armed: frozenset[int] = frozenset(),
         quiet: Callable[[int], bool] | None = None,
+        spent: Callable[[], bool] = lambda: False,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -132,6 +133,7 @@ class Explorer:
         self.arguments = arguments
         self.probed = armed
         self.quiet = quiet
+        self.spent = spent
 
     # --- which segments can be on a path at all -------------------------------------------
 
@@ -253,7 +255,7 @@ class Explorer:
         limit = max(MAX_NODES, 12 * len(good))
         while todo:
             node = todo.popleft()
-            if len(nodes) > limit:
+            if len(nodes) > limit or self.spent():
                 complete = False
                 break
             for start, seen, state, decision, tag in self.step(node, good):

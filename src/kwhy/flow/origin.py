@@ -6,6 +6,7 @@ other side could still have returned something else is what decided.
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -46,6 +47,8 @@ MAX_ORACLE_DEPTH = 4
 MAX_ORACLE_CALLS = 400
 MAX_FINDINGS = 32
 MAX_WORK = 150_000
+PATIENCE = 60.0
+"""Seconds of processor time for one search; what it then has not looked at, it says so."""
 """Nodes explored for one failure; what is beyond makes the answer uncertain, not endless."""
 
 
@@ -149,6 +152,7 @@ class Tracer:
         self.quiet = quiet
         self.notes: list[str] = []
         self.work = 0
+        self._end = time.process_time() + PATIENCE
         self.cut = False
         self.frames: dict[int, tuple[Called, Function, Observation]] = {}
         self._domains: dict[tuple[int, int], dict[int, Intervals]] = {}
@@ -185,6 +189,7 @@ class Tracer:
                 arguments=self.arity,
                 armed=armed,
                 quiet=self.quiet,
+                spent=self._spent,
             )
             result = explorer.run(entry.copy())
             self.work += result.nodes
@@ -243,7 +248,7 @@ class Tracer:
         key = self._shape(call), depth
         if key not in self._domains:
             self._domains[key] = {}
-            if _weight(call) <= MAX_ORACLE_CALLS and self.work < MAX_WORK // 2:
+            if _weight(call) <= MAX_ORACLE_CALLS and not self._spent(part=2):
                 try:
                     self._domains[key] = self._returned(call, depth)
                 except FATAL:
@@ -251,6 +256,11 @@ class Tracer:
                 except Exception as error:  # unreadable code: nothing is known of the result
                     self._note(f"{self.code.name(call.function)}: {error}")
         return self._domains[key]
+
+    def _spent(self, part: int = 1) -> bool:
+        """Whether the search has had its share (all, or a half) of work and time."""
+        left = self._end - time.process_time()
+        return self.work > MAX_WORK // part or left < PATIENCE * (1 - 1 / part)
 
     def _shape(self, call: Called) -> int:
         """A number that calls of one function share when the same was observed of them."""
@@ -296,7 +306,7 @@ class Tracer:
         depth: int = 0,
     ) -> list[Finding]:
         """Where ``want`` (a signed value that ``call`` returned) can have been made."""
-        if depth > MAX_DEPTH or self.work > MAX_WORK:
+        if depth > MAX_DEPTH or self._spent():
             self.cut = True
             return []
         explorer, exploration = self.explore(call, entry)
@@ -442,6 +452,8 @@ class Tracer:
     ) -> Finding:
         made = result(nodes[0])
         value: Term = frame.want & mask(8) if made is None else made
+        if self._spent():
+            self.decider.budget.left = 0
         edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes, result)
         self.cut = self.cut or self.decider.budget.left <= 0
         return Finding(kind, frame, value, edges, nodes)
