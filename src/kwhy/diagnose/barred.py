@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kwhy.arch import Arch
+from kwhy.case.evidence import PAGE
 from kwhy.diagnose.words import oriented
 from kwhy.flow.explore import Decision, Node, entry_state
 from kwhy.flow.origin import Finding, Frame, Tracer
@@ -17,7 +18,6 @@ from kwhy.record.model import Call, SyscallRecord
 FILTER = "__seccomp_filter"
 SKIP = -1
 """What it returns for a call that is not to be made."""
-PAGE = 4096
 NOTE = (
     "a seccomp filter answered in place of the call: the kernel's function for it was not entered, "
     "and its arguments are not in the recording"

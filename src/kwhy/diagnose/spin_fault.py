@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kwhy.arch import Arch
+from kwhy.case.evidence import PAGE
 from kwhy.diagnose.spin_frames import function_of, stack
 from kwhy.diagnose.spin_watch import Look, Watcher
 from kwhy.kernel.model import Kernel
@@ -16,7 +17,6 @@ from kwhy.record.samples import Sample
 
 HANDLER = "handle_mm_fault"  # mm/memory.c: (vma, address, flags, regs)
 ROUNDS = 3
-PAGE = 4096
 MOST = 0.9  # share of the samples that are within a fault
 
 
