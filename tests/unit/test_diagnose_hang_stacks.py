@@ -7,7 +7,7 @@ LOCK = 0xFFFF_8880_0000_1000
 
 
 def stack(number: int, *words: int) -> Stack:
-    task = Task(number, number, number, "t", "D", False, 0, 0, 0, 0, False, 0, 0, 0, 0)
+    task = Task(number, number, number, "t", "D", False, range(0), 0, 0, 0, False, 0, 0, 0, 0)
     return Stack(task, words=words)
 
 

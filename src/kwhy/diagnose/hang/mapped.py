@@ -13,6 +13,8 @@ from kwhy.diagnose.hang.look import Look
 from kwhy.diagnose.hang.memory import Memory
 from kwhy.diagnose.hang.programs import Program
 from kwhy.diagnose.hang.tasks import Task
+from kwhy.errors import FeatureError
+from kwhy.kernel.pagetable import PageTables
 
 _INTERNAL, _NODES = 2, 4096  # include/linux/xarray.h: the low bits of what is no plain pointer
 _NODE_MASK, _TYPE_SHIFT, _TYPE_MASK = 255, 3, 15  # include/linux/maple_tree.h
@@ -52,6 +54,7 @@ class Mappings:
 
     def __init__(self, memory: Memory) -> None:
         self._m = memory
+        self._tables = PageTables(memory.kernel, memory.read)
         self._known: dict[int, list[Area]] = {}
         self._programs: dict[int, Program | None] = {}
 
@@ -117,7 +120,7 @@ class Mappings:
                 return None
             self._m.evidence.prefetch((page, PAGE) for page in pages)
             out = b"".join(self._m.read(page, PAGE) for page in pages)
-        except (MissingMemory, LookupError):
+        except (MissingMemory, LookupError, FeatureError):
             return None
         return out[offset % PAGE :][:size]
 
@@ -192,11 +195,7 @@ class Mappings:
             return 0
         first = m.value("struct page", entry, m.first("struct page", "index", "__folio_index"))
         page = entry + (index - first) * m.size("struct page")
-        return self._direct + (page - self._pages) // m.size("struct page") * PAGE
-
-    @cached_property
-    def _direct(self) -> int:
-        return self._m.u64(self._m.symbol("page_offset_base"))
+        return self._tables.base + (page - self._pages) // m.size("struct page") * PAGE
 
     @cached_property
     def _pages(self) -> int:

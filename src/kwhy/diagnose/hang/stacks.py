@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.memory import Memory, kernel_pointer
-from kwhy.diagnose.hang.tasks import STACK_SIZE, Task
+from kwhy.diagnose.hang.tasks import Task
 from kwhy.kernel.stacksteps import Place
 from kwhy.kernel.symbols import Symbol, base_name
 from kwhy.kernel.unwind import unwinder
@@ -107,7 +107,7 @@ class StackReader:
     def prefetch(self, tasks: list[Task]) -> None:
         """Fetch the used parts of many stacks at once."""
         self._memory.evidence.prefetch(
-            (task.sp, task.stack + STACK_SIZE - task.sp) for task in tasks if task.sp
+            (task.sp, task.stack.stop - task.sp) for task in tasks if task.sp
         )
 
     def stack(self, task: Task) -> Stack:
@@ -134,7 +134,7 @@ class StackReader:
 
     def _words(self, task: Task) -> tuple[int, ...]:
         try:
-            raw = self._memory.read(task.sp, task.stack + STACK_SIZE - task.sp)
+            raw = self._memory.read(task.sp, task.stack.stop - task.sp)
         except MissingMemory:
             return ()
         return struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8])

@@ -6,6 +6,7 @@ of one for each task, and unlike the list of tasks it cannot be torn into a ring
 
 from dataclasses import dataclass
 
+from kwhy import arch
 from kwhy.case.evidence import MissingMemory
 from kwhy.diagnose.hang.memory import Memory
 
@@ -16,12 +17,11 @@ _NOLOAD, _REPORT = 0x400, 0x7F
 _FROZEN, _RTLOCK_WAIT = 0x8000, 0x1000  # since 6.1 and 5.15; unused bits before
 _KTHREAD = 0x00200000  # PF_KTHREAD
 _EXIT_DEAD, _EXIT_ZOMBIE = 0x10, 0x20
-STACK_SIZE = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as it was read. ``stack`` is the lowest address of its kernel stack, 0 if gone.
+    """A task as it was read. ``stack`` are the addresses of its kernel stack, none if gone.
 
     ``switches`` counts how often it gave up the CPU: equal numbers at two looks mean that it has
     not run in between. ``seen`` is when it last began to run, in the scheduler's ns. ``parent`` is
@@ -34,7 +34,7 @@ class Task:
     comm: str
     state: str
     on_cpu: bool
-    stack: int
+    stack: range
     sp: int
     switches: int
     seen: int
@@ -56,7 +56,7 @@ class Task:
 
     def on_stack(self, address: int) -> bool:
         """Whether an address lies on its kernel stack."""
-        return self.stack <= address < self.stack + STACK_SIZE
+        return address in self.stack
 
 
 class Tasks:
@@ -64,6 +64,7 @@ class Tasks:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self._stack_size = arch.of(memory.kernel.arch).stack_size
         self.torn = 0
         self.by_address: dict[int, Task] = {}
         self.by_tid: dict[int, Task] = {}
@@ -132,7 +133,6 @@ class Tasks:
     def _fields(self) -> None:
         m = self._memory
         self._state = m.first("struct task_struct", "__state", "state")
-        self._thread_sp = m.offset("struct task_struct", "thread.sp")
         paths = ["pid", "tgid", "comm", self._state, "exit_state", "stack", "nvcsw", "thread.sp"]
         paths += ["flags", "on_cpu", "files", "mm", "real_parent", "parent", "ptrace"]
         self._spots = [m.offset("struct task_struct", path) for path in paths]
@@ -183,7 +183,8 @@ class Tasks:
         m = self._memory
         value = m.value
         kind = "struct task_struct"
-        stack = value(kind, address, "stack")
+        lowest = value(kind, address, "stack")
+        stack = range(lowest, lowest + self._stack_size if lowest else 0)
         sp = value(kind, address, "thread.sp")
         exit_state = value(kind, address, "exit_state")
         return Task(
@@ -194,7 +195,7 @@ class Tasks:
             state=_letter(value(kind, address, self._state), exit_state),
             on_cpu=bool(value(kind, address, "on_cpu")),
             stack=stack,
-            sp=sp if stack <= sp < stack + STACK_SIZE else 0,
+            sp=sp if sp in stack else 0,
             switches=value(kind, address, "nvcsw") + value(kind, address, "nivcsw"),
             seen=value(kind, address, self._seen),
             kthread=bool(value(kind, address, "flags") & _KTHREAD),
