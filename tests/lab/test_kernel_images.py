@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kwhy.emulate.call import parameter_names
+from kwhy.emulate.callee import parameter_names
 from kwhy.kernel.dwarftypes import DwarfTypes
 from kwhy.kernel.image import ImageEvidence
 from kwhy.kernel.lines import relative_file

@@ -28,6 +28,8 @@ GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "
 
 ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 RESULT, STACK, PC, FLAGS, CPU_BASE, ROOT = "rax", "rsp", "rip", "rflags", "gs_base", "cr3"
+RESULT_HIGH = "rdx"
+"""The upper half of a result of two words."""
 ENABLED_FLAGS = 0x202
 """Interrupts on, all else clear."""
 

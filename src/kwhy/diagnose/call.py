@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
+from kwhy.diagnose.errors import made
 from kwhy.diagnose.executed import conditions, trace
 from kwhy.diagnose.moving import reread
-from kwhy.diagnose.words import errno_of, number
-from kwhy.emulate.call import Caller, Outcome, Passed
+from kwhy.diagnose.shown import made_for, out, shown
+from kwhy.diagnose.words import number
+from kwhy.emulate.call import Caller, Outcome
+from kwhy.emulate.passing import Passed
 from kwhy.emulate.scene import KernelScene
 from kwhy.emulate.slice import decided
 from kwhy.emulate.syscall import dry_run
@@ -20,7 +23,6 @@ from kwhy.verdict.call import Called, CallVerdict, Executed, Out, Value, Write
 from kwhy.verdict.common import noted
 
 MAX_WRITES = 200
-_LONGEST = 200
 _READINGS = 3
 _ASTRAY = ("fault", "exception", "bound")
 OFFLINE = "executed offline, on copies of the target's memory: nothing ran on the target"
@@ -78,8 +80,10 @@ def _result(question: Question, outcome: Outcome) -> Value | None:
     """What it returned; of a system call -1 is an error too. None for void or no return."""
     if outcome.result is None:
         return None
-    value = shown(outcome.scene, outcome.result)
-    return replace(value, text=errno_of(int(value.value))) if question.syscall else value
+    if question.syscall:
+        return shown(outcome.scene, outcome.result, lambda _number: True)
+    places = made_for(outcome.arguments, outcome.outs)
+    return shown(outcome.scene, outcome.result, made(outcome.scene.kernel, outcome.insns()), places)
 
 
 def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdict:
@@ -97,7 +101,7 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
     history = None
     if question.why or question.trace:
         history = outcome.history(Code(kernel, caller.arch))
-    notes = [OFFLINE, *scene.notes, *kernel.notes]
+    notes = [OFFLINE, *scene.notes, *_unwritten(outcome), *kernel.notes]
     return CallVerdict(
         summary=summary,
         confidence="observed" if outcome.returned else "unknown",
@@ -121,70 +125,27 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
             reason=None if outcome.returned else outcome.end.reason,
             skipped=tuple(scene.skipped),
         ),
-        outs=tuple(_out(scene, out.name, out.object) for out in outcome.outs),
+        outs=_outs(outcome),
         writes=_writes(caller, outcome),
         trace=trace(kernel, history) if question.trace and history else (),
     )
 
 
-# -- values ----------------------------------------------------------------------------------------
+def _unwritten(outcome: Outcome) -> list[str]:
+    """A name that is mistyped becomes an out-parameter, to which often nothing is written."""
+    return [
+        f"nothing in the kernel is called {o.name}: memory was made for it, and nothing but zeros "
+        "is in there after the call"
+        for o in outcome.outs
+        if not any(o.object.to_bytes_())
+    ]
 
 
-def shown(scene: KernelScene, value: Any) -> Value:
-    """A drgn object as a reader wants it: numbers in full, pointers with what they lead to."""
-    import drgn
-
-    kind = value.type_
-    while kind.kind == drgn.TypeKind.TYPEDEF:
-        kind = kind.type
-    name = value.type_.type_name()
-    if kind.kind == drgn.TypeKind.POINTER:
-        address = value.value_()
-        return Value(value=f"{address:#x}", type=name, text=_pointer(scene, value, address))
-    if kind.kind in (drgn.TypeKind.INT, drgn.TypeKind.BOOL):
-        integer = int(value.value_())
-        meaning = errno_of(integer) if integer < -1 and kind.is_signed else None
-        return Value(value=str(integer), type=name, text=meaning)
-    text = value.format_(
-        type_name=False, dereference=False, member_type_names=False, members_same_line=True,
-        element_type_names=False, elements_same_line=True, implicit_elements=False,
-    )  # fmt: skip
-    return Value(value=text, type=name)
-
-
-def _pointer(scene: KernelScene, value: Any, address: int) -> str | None:
-    import drgn
-
-    if not address:
-        return "NULL"
-    error = errno_of(address - (1 << 64))
-    if error:
-        return error
-    target = value.type_.type if value.type_.kind == drgn.TypeKind.POINTER else None
-    if target is not None and target.unqualified().type_name() == "char":
-        return _string(scene, address)
-    symbol = scene.kernel.symbols.at(address)
-    if symbol is None:
-        return None
-    offset = address - symbol.address
-    return f"&{symbol.name}" + (f"+{offset:#x}" if offset else "")
-
-
-def _string(scene: KernelScene, address: int) -> str | None:
-    """The string at an address, as the code left it; None where there is none."""
-    room = min(PAGE - address % PAGE, _LONGEST)
-    try:
-        data, end, _ = scene.memory.read(address, room).partition(b"\0")
-    except MissingMemory:
-        return None
-    return f'"{data.decode("utf-8", "replace")}"' if end or room == _LONGEST else None
-
-
-def _out(scene: KernelScene, name: str, value: Any) -> Out:
-    found = shown(scene, value)
-    return Out(
-        name=name, value=found.value + (f" {found.text}" if found.text else ""), type=found.type
-    )
+def _outs(outcome: Outcome) -> tuple[Out, ...]:
+    scene = outcome.scene
+    is_error = made(scene.kernel, outcome.insns())
+    places = made_for(outcome.arguments, outcome.outs)
+    return tuple(out(scene, o.name, o.object, is_error, places) for o in outcome.outs)
 
 
 # -- writes ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from kwhy.diagnose.errors import made
 from kwhy.diagnose.sites import led_to, locate, truth
 from kwhy.diagnose.words import Words, number, oriented, readable
 from kwhy.emulate.history import Branch, History
@@ -25,7 +26,7 @@ _SOURCES = {"mem": "memory", "init": "argument", "ret": "executed", "percpu": "m
 def conditions(kernel: Kernel, history: History, steps: Sequence[int]) -> tuple[Condition, ...]:
     """The branches at ``steps``, in order; one that went the same way again is told once, the last
     time. At most MAX_CONDITIONS, the last ones."""
-    words = Words(kernel, history, history.arch)
+    words = _words(kernel, history)
     last: dict[tuple[int, bool], int] = {}
     for step in steps:
         branch = history.branches[step]
@@ -41,6 +42,11 @@ def conditions(kernel: Kernel, history: History, steps: Sequence[int]) -> tuple[
             continue
         out.append(one)
     return tuple(out)
+
+
+def _words(kernel: Kernel, history: History) -> Words:
+    ran = (insn for block in history.steps_of.blocks for insn in block.insns)
+    return Words(kernel, history, history.arch, made(kernel, ran))
 
 
 def condition(kernel: Kernel, words: Words, history: History, branch: Branch) -> Condition:
@@ -129,7 +135,7 @@ def _is_result(term: Term) -> bool:
 
 def trace(kernel: Kernel, history: History) -> tuple[Line, ...]:
     """What ran, in order: a source line (without lines, an instruction) at a time."""
-    words = Words(kernel, history, history.arch)
+    words = _words(kernel, history)
     out: list[Line] = []
     last: tuple[Any, ...] = ()
     for step, address in enumerate(history.steps):

@@ -4,7 +4,7 @@ Names come from types alone (prototypes and layouts, by DWARF or BTF), so that t
 a machine without debug symbols.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kwhy.arch import Arch
@@ -41,10 +41,20 @@ class Frames(Protocol):
 
 
 class Words:
-    """Names terms of the frames that somebody (a Tracer, say) explored."""
+    """Names terms of the frames that somebody (a Tracer, say) explored.
 
-    def __init__(self, kernel: Kernel, tracer: Frames, arch: Arch) -> None:
+    ``is_error`` tells whether a -1 is an error number.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        tracer: Frames,
+        arch: Arch,
+        is_error: Callable[[int], bool] = lambda _number: True,
+    ) -> None:
         self.kernel = kernel
+        self._is_error = is_error
         self.tracer = tracer
         self.arch = arch
 
@@ -267,16 +277,19 @@ class Words:
             if value in names:
                 return f"{names[value]} ({value})"
             if types.is_pointer(kind):
-                error = errno_of(signed(value, size))
+                error = self._error(signed(value, size))
                 return "NULL" if value == 0 else error or f"{value:#x}"
         number_ = signed(value, size)
         unsigned = kind is not None and not types.is_signed(kind)
-        error = None if unsigned and number_ == -1 else errno_of(number_)
+        error = None if unsigned and number_ == -1 else self._error(number_)
         if error and not (kind is not None and types.is_struct(kind)):
             return error
         if unsigned or (kind is None and number_ < _ADDRESSES):
             return number(value)
         return number(number_ if number_ < 0 else value)
+
+    def _error(self, number: int) -> str | None:
+        return errno_of(number) if number != -1 or self._is_error(number) else None
 
     def known(self, term: Term, facts: Facts, size: int) -> str | None:
         """What the facts say of a term's value, in words; None if nothing."""

@@ -5,8 +5,11 @@ import functools
 import importlib
 import re
 
-_MODULES = ("os", "fcntl", "socket", "mmap", "signal", "termios", "stat", "resource", "select")
-_NAME = re.compile(r"[A-Z][A-Z0-9]*_[A-Z0-9_]+|SIG[A-Z0-9]+|TC[A-Z0-9]+|TIO[A-Z0-9]+|FIO[A-Z0-9]+")
+_MODULES = ("os", "fcntl", "socket", "mmap", "signal", "termios", "stat", "resource", "select",
+            "errno")
+_NAME = re.compile(
+    r"[A-Z][A-Z0-9]*_[A-Z0-9_]+|SIG[A-Z0-9]+|TC[A-Z0-9]+|TIO[A-Z0-9]+|FIO[A-Z0-9]+|E[A-Z0-9]+"
+)
 _MORE = {
     # include/uapi/linux/fcntl.h, include/uapi/linux/futex.h, include/uapi/linux/mount.h
     "AT_FDCWD": -100, "AT_SYMLINK_NOFOLLOW": 0x100, "AT_EACCESS": 0x200, "AT_REMOVEDIR": 0x200,

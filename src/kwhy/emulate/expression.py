@@ -9,101 +9,36 @@ out-parameter: memory for it is made, and shown after the call.
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from kwhy.emulate import operations
+from kwhy.emulate.names import Argument, Call, ExpressionError, Names, Out, Text
 from kwhy.errors import UsageError
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<number>0[xX][0-9a-fA-F]+|\d+)[uUlL]*(?!\w)
+    r"""\s*(?:(?P<number>(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)[uUlL]*(?!\w))
     |(?P<name>[A-Za-z_]\w*(?:\.(?:isra|constprop|part|cold)\.?\d*)*)
-    |(?P<string>"(?:[^"\\]|\\.)*")|(?P<char>'(?:[^'\\]|\\(?:x[0-9a-fA-F]{2}|[0-7]{1,3}|.))')
-    |(?P<sign>->|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!<>()\[\].,?:]))""",
-    re.VERBOSE,
-)
-_TYPE = re.compile(
-    r"\(\s*((?:(?:const|volatile|struct|union|enum|unsigned|signed|long|short|int|char|void|bool)\s+"
-    r")*[A-Za-z_]\w*[\s*]*)\)"
+    |(?P<string>"(?:[^"\\]|\\.)*")|(?P<char>'(?:[^'\\]|\\(?:x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.))')
+    |(?P<sign>->|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!<>()\[\]{}.,?:=@]))""",
+    re.VERBOSE | re.DOTALL,
 )
 _KEYWORDS = frozenset({"struct", "union", "enum", "unsigned", "signed", "long", "short", "int",
-                       "char", "void", "bool", "const", "volatile"})  # fmt: skip
+                       "char", "void", "bool", "const", "volatile", "_Bool"})  # fmt: skip
 _LEVELS: tuple[tuple[str, ...], ...] = (
     ("||",), ("&&",), ("|",), ("^",), ("&",), ("==", "!="), ("<", ">", "<=", ">="), ("<<", ">>"),
     ("+", "-"), ("*", "/", "%"),
 )  # fmt: skip
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
-    "%": operator.mod, "&": operator.and_, "|": operator.or_, "^": operator.xor,
-    "<<": operator.lshift, ">>": operator.rshift,
-}  # fmt: skip
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
-    "<=": operator.le, ">=": operator.ge,
-}  # fmt: skip
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_FILE = re.compile(r"@([\w./+-]+)")
 MAX_LENGTH = 4096
 MAX_DEPTH = 32
 _TOP = (1 << 64) - 1
 
 
-class ExpressionError(UsageError):
-    """What is wrong with an expression, with a caret under the place."""
-
-    def __init__(self, text: str, at: int, why: str) -> None:
-        super().__init__(f"{why}\n  {text}\n  {' ' * at}^")
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A string argument: memory with these bytes is made, its address is passed."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Out:
-    """``&NAME`` of an unknown name: memory of the parameter's type is made."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One argument as it was written, and its value: a drgn object, a Text or an Out."""
-
-    text: str
-    value: Any
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """``name(arguments)``; ``at`` of an argument counts columns of the whole text from 0."""
-
-    text: str
-    name: str
-    arguments: tuple[Argument, ...]
-
-
-@dataclass(slots=True)
-class Names:
-    """What an expression can refer to. Lookups raise LookupError."""
-
-    program: Any
-    address: Callable[[str], int | None]
-    """Of a symbol without a type."""
-    task: Callable[[int], int]
-    """The task_struct of a process number, by address."""
-    current: int
-    percpu_base: Callable[[int], int]
-    is_percpu: Callable[[int], bool]
-    """Whether an address is that of a per-CPU variable's template."""
-    cpu: int
-    constants: dict[str, int] = field(default_factory=dict)
-    """Names that only an interface knows, such as O_RDONLY."""
-    given: Callable[[str], Any] = lambda _name: None
-    """The caller's own variables as drgn objects, before the kernel's; None for others."""
+_PERCPU = ("per_cpu", "per_cpu_ptr", "this_cpu", "this_cpu_ptr", "raw_cpu_ptr", "this_cpu_read")
+_ENTRIES = {"list_entry": "", "hlist_entry": "", "rb_entry": "", "llist_entry": "",
+            "list_first_entry": "next", "list_last_entry": "prev"}  # fmt: skip
+"""Kinds of container_of(), and the member of their first argument that points to the node."""
 
 
 def parse_call(text: str, names: Names) -> Call:
@@ -161,10 +96,35 @@ class _Parser:
             raise self._fail("nothing may follow here")
 
     def call(self) -> Call:
-        name = self.token
-        if self.kind != "name":
+        """``FUNC(ARG, ...)``, ``FUNC@FILE(ARG, ...)`` or ``EXPR(ARG, ...)``, and nothing behind."""
+        name, at = self.token, self.start
+        target = None
+        if self.kind == "name" and re.match(r"\s*[(@]|\s*$", self.text[self.at :]):
+            self._next()
+        elif self.kind in ("name", "sign"):
+            name, target = "", self._postfix(self._primary())
+        else:
             raise self._fail("expected a function: FUNC(ARG, ...)")
+        where = self._where()
+        if self.token != "(" or self.kind != "sign":
+            found = repr(self.token) if self.token else "the end"
+            raise self._fail(f"expected '(', found {found}: what is called is FUNC(ARG, ...)")
+        call = self._called(name, at, where, target)
+        self.finish()
+        return call
+
+    def _where(self) -> str | None:
+        """What stands behind an @, consumed."""
+        if self.token != "@":
+            return None
+        match = _FILE.match(self.text, self.start)
+        if match is None:
+            raise self._fail("expected a source file, a module or an address behind the @")
+        self.at = match.end()
         self._next()
+        return match[1]
+
+    def _called(self, name: str, at: int, where: str | None = None, target: Any = None) -> Call:
         self._expect("(")
         arguments: list[Argument] = []
         while self.token != ")" or self.kind != "sign":
@@ -175,37 +135,62 @@ class _Parser:
             end = self.start if self.kind != "end" else len(self.text)
             arguments.append(Argument(self.text[start:end].strip(), value, start))
         self._expect(")")
-        self.finish()
-        return Call(self.text, name, tuple(arguments))
+        return Call(self.text, name, tuple(arguments), at, where, target)
 
     def _argument(self) -> Any:
-        if self.kind == "string":
-            data = _unescaped(self.token[1:-1])
-            self._next()
-            return Text(data + b"\0")
+        if self.kind == "string" and re.match(r"\s*[,)]", self.text[self.at :]):
+            return Text(self._string())
+        place = (self.at, self.kind, self.token, self.start)
+        kind = self._cast() if self.token == "(" and self.kind == "sign" else None
         if self.token == "&":
             match = re.match(r"\s*([A-Za-z_]\w*)\s*[,)]", self.text[self.at :])
             if match and not self._known(match[1]):
                 self._next()
                 self._next()
-                return Out(match[1])
+                return Out(match[1], kind)
+        self.at, self.kind, self.token, self.start = place
         return self.expression()
 
-    def expression(self, level: int = 0) -> Any:
+    def _string(self) -> bytes:
+        """A string's bytes with their end, adjacent ones put together; consumed."""
+        data = b""
+        while self.kind == "string":
+            data += operations.unescaped(self.token[1:-1])
+            self._next()
+        return data + b"\0"
+
+    def expression(self) -> Any:
+        """With ``a ? b : c``, of which the part that is not chosen is evaluated lazily."""
+        condition = self._binary()
+        if self.token != "?" or self.kind != "sign":
+            return condition
+        start = self.start
+        self._deeper()
+        self._next()
+        yes = self.expression()
+        self._expect(":")
+        no = self.expression()
+        self._depth -= 1
+        return yes if self._do(start, lambda: bool(condition)) else no
+
+    def _binary(self, level: int = 0) -> Any:
         if level == len(_LEVELS):
             return self._unary()
-        left = self.expression(level + 1)
+        left = self._binary(level + 1)
         while self.kind == "sign" and self.token in _LEVELS[level]:
             sign, start = self.token, self.start
             self._next()
-            right = self.expression(level + 1)
-            left = self._do(start, partial(_binary, left, sign, right))
+            right = self._binary(level + 1)
+            left = self._do(start, partial(operations.binary, left, sign, right))
         return left
 
-    def _unary(self) -> Any:
+    def _deeper(self) -> None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._fail("nested too deeply")
+
+    def _unary(self) -> Any:
+        self._deeper()
         try:
             return self._unary_inner()
         finally:
@@ -218,29 +203,73 @@ class _Parser:
                 return found
             self._next()
             value = self._unary()
-            return self._do(start, lambda: _prefix(sign, value))
-        if sign == "(" and (kind := self._cast()) is not None:
+            if sign == "&" and value.address_ is None:
+                return self._placed(value, start)
+            return self._do(start, lambda: operations.prefix(sign, value))
+        if sign == "(" and self.kind == "sign" and (kind := self._cast()) is not None:
+            if self.token == "{":
+                return self._postfix(self._compound(kind, start))
             value = self._unary()
-            return self._do(start, lambda: _cast(kind, value))
+            return self._do(start, lambda: operations.cast(kind, value))
         return self._postfix(self._primary())
+
+    def _placed(self, value: Any, start: int) -> Any:
+        """The address of memory made for a value that is in none: ``&(struct qstr){...}``."""
+        import drgn
+
+        structure = value.type_.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.ARRAY)
+        if self.names.make is None or not structure:
+            return self._do(start, value.address_of_)
+        program = self.names.program
+        address = self.names.make(value.to_bytes_())
+        return drgn.Object(program, program.pointer_type(value.type_), address)
+
+    def _compound(self, kind: Any, start: int) -> Any:
+        """What stands in braces behind a type: values, each with its member's name or without."""
+        values: list[tuple[str | None, Any]] = []
+        self._expect("{")
+        while self.token != "}" or self.kind != "sign":
+            if values:
+                self._expect(",")
+            name = None
+            if self.token == "." and self.kind == "sign":
+                self._next()
+                name = self.token
+                self._next()
+                self._expect("=")
+            values.append((name, self.expression()))
+        self._expect("}")
+        return self._do(start, lambda: operations.compound(kind, self.names.program, values))
 
     def _cast(self) -> Any:
         """The type in brackets at this place, consumed; None if it is no cast."""
-        match = _TYPE.match(self.text, self.start)
-        if match is None:
+        found = self._type_in_brackets()
+        if found is None:
             return None
-        words = match[1].replace("*", " * ").split()
+        text, end = found
+        words = text.replace("*", " * ").split()
         try:
-            kind = self.names.program.type(" ".join(words))
+            kind = operations.type_named(self.names.program, text)
         except LookupError:
             if words[0] in _KEYWORDS or words[-1] == "*":
                 raise self._fail(f"no type is called {' '.join(words)!r}") from None
             return None
         except (SyntaxError, ValueError):
             return None
-        self.at = match.end()
+        self.at = end
         self._next()
         return kind
+
+    def _type_in_brackets(self) -> tuple[str, int] | None:
+        """What may be a type name between the bracket at this place and its partner, and the place
+        behind; None for what is none."""
+        depth = 0
+        for at in range(self.start, len(self.text)):
+            depth += (self.text[at] == "(") - (self.text[at] == ")")
+            if not depth:
+                text = self.text[self.start + 1 : at]
+                return (text, at + 1) if re.match(r"\s*[A-Za-z_][\w\s*()\[\],]*$", text) else None
+        return None
 
     def _postfix(self, value: Any) -> Any:
         while self.kind == "sign" and self.token in (".", "->", "["):
@@ -265,21 +294,25 @@ class _Parser:
         program = self.names.program
         if kind == "number":
             self._next()
-            number = int(token, 0) if token[:2] in ("0x", "0X") else int(token, _base(token))
-            if number >= 1 << 64:
-                raise self._fail("the number does not fit in 64 bits", start)
-            name = "int" if number < 1 << 31 else "long" if number < 1 << 63 else "unsigned long"
-            return drgn.Object(program, program.type(name), number)
+            return self._do(start, lambda: operations.integer(program, token))
         if kind == "char":
             self._next()
-            return drgn.Object(program, program.type("char"), _unescaped(token[1:-1])[0])
+            data = operations.unescaped(token[1:-1])
+            if len(data) != 1:
+                raise self._fail("a character is one byte", start)
+            return operations.number_of(program, data[0] - ((data[0] & 0x80) << 1), "char")
         if token == "(" and kind == "sign":
             self._next()
             value = self.expression()
             self._expect(")")
             return value
+        if kind == "string" and self.names.make is not None:
+            address = self.names.make(self._string())
+            return drgn.Object(program, program.pointer_type(program.type("char")), address)
         if kind == "string":
             raise self._fail("a string can only be a whole argument")
+        if token and token in "@{}=":
+            raise self._fail(f"{token!r} has no meaning here")
         if kind != "name":
             raise self._fail("expected a value" if token else "the expression ends too early")
         self._next()
@@ -296,19 +329,27 @@ class _Parser:
         if name == "NULL":
             return drgn.Object(program, program.type("void *"), 0)
         if name in ("true", "false"):
-            return drgn.Object(program, program.type("int"), int(name == "true"))
+            return operations.number_of(program, int(name == "true"))
         if name == "current":
             return self._task(self.names.current)
         if name in self.names.constants:
-            return drgn.Object(program, program.type("int"), self.names.constants[name])
+            return operations.number_of(program, self.names.constants[name])
         if (own := self._do(start, lambda: self.names.given(name))) is not None:
             return own
         if (found := self._object(name)) is not None:
             return found
-        if self.names.address(name) is not None:
+        address = self.names.address(name)
+        if address is not None and self.names.is_code(name):
+            return drgn.Object(program, program.type("void *"), address)
+        if address is not None:
             why = f"the type of {name} is not known without debug info: write *(TYPE *)&{name}"
             raise self._fail(why, start)
-        raise self._fail(f"nothing in this kernel is called {name!r}", start)
+        if (macro := self.names.macros().get(name)) is not None:
+            return operations.number_of(program, macro)
+        why = f"nothing in this kernel is called {name!r}"
+        if name.isupper():
+            why += "; if it is a macro, no debug info has its value: write the number"
+        raise self._fail(why, start)
 
     def _untyped(self) -> Any:
         """``&NAME`` of a symbol whose type is not known, as ``void *``; None otherwise."""
@@ -342,23 +383,14 @@ class _Parser:
         return self._typed(name) or self.names.address(name) is not None or name == "current"
 
     def _builtin(self, name: str, start: int) -> Any:
-        import drgn
-
-        program = self.names.program
+        if name in ("sizeof", "offsetof", "container_of", *_ENTRIES):
+            return self._of_types(name, start)
+        if name not in ("task", *_PERCPU):
+            return self._nested(name, start)
         self._next()
-        if name == "sizeof":
-            match = re.compile(r"[^()]*").match(self.text, self.start)
-            text = match[0].strip() if match else ""
-            size = self._do(start, lambda: drgn.sizeof(program.type(text)))
-            self.at = match.end() if match else self.at
-            self._next()
-            self._expect(")")
-            return drgn.Object(program, program.type("unsigned long"), size)
-        if name not in ("task", "per_cpu", "this_cpu"):
-            raise self._fail(f"{name}() cannot be called inside of an expression", start)
         first = self.expression()
         cpu = self.names.cpu
-        if name == "per_cpu":
+        if name in ("per_cpu", "per_cpu_ptr"):
             self._expect(",")
             cpu = self._integer(self.expression(), start)
         self._expect(")")
@@ -366,6 +398,53 @@ class _Parser:
             number = self._integer(first, start)
             return self._task(self._do(start, lambda: self.names.task(number)))
         return self._do(start, lambda: self._percpu(first, cpu))
+
+    def _nested(self, name: str, start: int) -> Any:
+        """``g(x)`` in ``f(g(x))``: what the kernel's function returns."""
+        if self.names.run is None:
+            raise self._fail(f"{name}() cannot be called inside of an expression", start)
+        self._deeper()
+        value = self.names.run(self._called(name, start))
+        self._depth -= 1
+        if value is None:
+            raise self._fail(f"{name}() returns nothing", start)
+        return value
+
+    def _of_types(self, name: str, start: int) -> Any:
+        """sizeof(), offsetof() and container_of() with its kin, whose arguments are types."""
+        import drgn
+
+        program = self.names.program
+        if name == "sizeof":
+            kind = self._cast()
+            if kind is not None:
+                return self._do(
+                    start, lambda: operations.number_of(program, drgn.sizeof(kind), "unsigned long")
+                )
+            self._next()
+            value = self.expression()
+            self._expect(")")
+            return self._do(
+                start, lambda: operations.number_of(program, drgn.sizeof(value), "unsigned long")
+            )
+        self._next()
+        pointer = None
+        if name != "offsetof":
+            pointer = self.expression()
+            self._expect(",")
+        match = re.compile(r"\s*([\w\s]+?)\s*,\s*([\w.\[\]]+)\s*\)").match(self.text, self.start)
+        if match is None:
+            raise self._fail(f"expected a type and a member: {name}(..., TYPE, MEMBER)")
+        kind = self._do(self.start, lambda: operations.type_named(program, match[1]))
+        self.at = match.end()
+        self._next()
+        if pointer is None:
+            offset = self._do(start, lambda: drgn.offsetof(kind, match[2]))
+            return operations.number_of(program, offset, "unsigned long")
+        node = pointer
+        if _ENTRIES.get(name):
+            node = self._do(start, lambda: pointer.member_(_ENTRIES[name]))
+        return self._do(start, lambda: drgn.container_of(node, kind, match[2]))
 
     def _task(self, address: int) -> Any:
         import drgn
@@ -399,52 +478,3 @@ class _Parser:
                 drgn.ObjectAbsentError) as error:  # fmt: skip
             text = str(error.args[0]) if error.args else type(error).__name__
             raise self._fail(text, at) from error
-
-
-def _base(token: str) -> int:
-    return 8 if len(token) > 1 and token[0] == "0" else 10
-
-
-def _unescaped(text: str) -> bytes:
-    def plain(match: re.Match[str]) -> str:
-        if match[2]:
-            return chr(int(match[2], 16))
-        if match[3]:
-            return chr(int(match[3], 8) & 0xFF)
-        return _ESCAPES.get(match[1], match[1])
-
-    return re.sub(r"\\(x([0-9a-fA-F]{2})|([0-7]{1,3})|.)", plain, text).encode("latin-1", "replace")
-
-
-def _prefix(sign: str, value: Any) -> Any:
-    import drgn
-
-    if sign == "&":
-        return value.address_of_()
-    if sign == "*":
-        return value[0]
-    if sign == "-":
-        return -value
-    if sign == "~":
-        return ~value
-    if sign == "!":
-        return drgn.Object(value.prog_, value.prog_.type("int"), int(not value))
-    return +value
-
-
-def _binary(a: Any, sign: str, b: Any) -> Any:
-    import drgn
-
-    if sign in ("&&", "||"):
-        truth = (bool(a) and bool(b)) if sign == "&&" else (bool(a) or bool(b))
-    elif sign in _COMPARISONS:
-        truth = bool(_COMPARISONS[sign](a, b))
-    else:
-        return _ARITHMETIC[sign](a, b)
-    return drgn.Object(a.prog_, a.prog_.type("int"), int(truth))
-
-
-def _cast(kind: Any, value: Any) -> Any:
-    import drgn
-
-    return drgn.cast(kind, value)

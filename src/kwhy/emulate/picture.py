@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from kwhy.emulate.expression import Names, parse_expression
+from kwhy.emulate.expression import parse_expression
+from kwhy.emulate.names import Names
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import FATAL, KwhyError
 from kwhy.kernel.model import Kernel

@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kwhy.arch import x86_64_emulation as arch
-from kwhy.emulate.call import Caller, Outcome, Passed
+from kwhy.emulate.call import Caller, Outcome
 from kwhy.emulate.history import Branch, History
 from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS, WAKES
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS
+from kwhy.emulate.passing import Passed
 from kwhy.emulate.syscall import interface, run
 from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code

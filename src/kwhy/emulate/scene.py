@@ -333,7 +333,7 @@ class KernelScene:
             changed = arch.fixup(entry.kind, entry.register, entry.imm, registers)
             if changed is None:
                 break
-            for name, value in changed.items():
+            for name, value in (changed | dict.fromkeys(entry.cleared, 0)).items():
                 machine.set(name, value)
             machine.set(arch.PC, entry.fixup)
             return None

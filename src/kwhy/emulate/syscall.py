@@ -11,10 +11,12 @@ from typing import Any
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.case.evidence import PAGE, MissingMemory
-from kwhy.emulate.call import BUFFER, Caller, Outcome, Passed
+from kwhy.emulate.call import Caller, Outcome
 from kwhy.emulate.constants import constants
-from kwhy.emulate.expression import Argument, Call, ExpressionError, Out, Text, parse_call
+from kwhy.emulate.expression import parse_call
 from kwhy.emulate.machine import MAX_BLOCKS
+from kwhy.emulate.names import Argument, Call, ExpressionError, Out, Text
+from kwhy.emulate.passing import BUFFER, Passed, pointed
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import UsageError
 from kwhy.kernel.symbols import Symbol
@@ -41,6 +43,8 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
     scene = caller.scene(detail)
     names = caller.names(scene)
     names.constants = constants()
+    memory = _UserMemory(scene)
+    names.make = memory.add
     call = parse_call(text, names)
     face = interface(caller, call.name)
     if face is None:
@@ -53,7 +57,6 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
             f"{call.name}() takes {len(face.parameters)} arguments ({wanted}), "
             f"{len(call.arguments)} were given",
         )
-    memory = _UserMemory(scene)
     passed: list[Passed] = []
     outs: list[tuple[str, int, Any]] = []
     for number, argument in enumerate(call.arguments):
@@ -181,7 +184,7 @@ def _value(
     if isinstance(value, Text):
         return memory.add(value.data), None
     if isinstance(value, Out):
-        target = _target(caller, kind)
+        target = pointed(value.type) if value.type is not None else _target(caller, kind)
         return memory.add(bytes(drgn.sizeof(target))), target
     try:
         return int(value.value_()) & _MASK, None

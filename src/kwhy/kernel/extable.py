@@ -33,7 +33,8 @@ class ExtableEntry:
 
     ``kind``: "default", "fault", "uaccess", "copy", "efault_reg" (``register`` becomes -EFAULT),
     "imm_reg" (``register`` becomes ``imm``), "ucopy_len", ... or "other".  ``data`` is the raw
-    third word, ``type`` its low byte (0 in the older format).
+    third word, ``type`` its low byte (0 in the older format), ``cleared`` the registers that become
+    0 (EX_FLAG_CLEAR_AX, EX_FLAG_CLEAR_DX).
     """
 
     insn: int
@@ -43,6 +44,7 @@ class ExtableEntry:
     data: int = 0
     register: str | None = None
     imm: int | None = None
+    cleared: tuple[str, ...] = ()
 
 
 def parse(
@@ -88,7 +90,9 @@ def _typed(insn: int, fixup: int, data: int) -> ExtableEntry:
         imm = data >> 16  # arithmetic: data is signed
     if kind == "imm_reg" and imm == -EFAULT:
         kind = "efault_reg"
-    return ExtableEntry(insn, fixup, kind, type, data, register, imm)
+    flags = data >> 12 & 15
+    cleared = tuple(name for bit, name in ((1, "rax"), (2, "rdx")) if flags & bit)
+    return ExtableEntry(insn, fixup, kind, type, data, register, imm, cleared)
 
 
 def between(entries: list[ExtableEntry], start: int, end: int) -> list[ExtableEntry]:
