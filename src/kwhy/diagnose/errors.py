@@ -12,6 +12,8 @@ from kwhy.flow.ir import Insn
 from kwhy.kernel.model import Kernel
 
 _CONSTANT = re.compile(r"(?:mov\w*|and|or|push|add|sub|lea|xor)\s.*?(?:, |^push )(-?0x[0-9a-f]+)$")
+_ONE_LESS = re.compile(r"(?:sub\s\w+, 1|dec\s\w+|lea\s.* - 1\]|sbb\s.*)$")
+"""Ways to make -1 of a truth value: ``cap_raised(...) ? 0 : -EPERM``."""
 _EFAULT = -14  # made by the fault handler
 _LIMIT = 4096
 
@@ -26,6 +28,8 @@ def made(kernel: Kernel, insns: Iterable[Insn]) -> Callable[[int], bool]:
     def constants() -> dict[int, list[int]]:
         out: dict[int, list[int]] = {}
         for insn in insns:
+            if _ONE_LESS.match(insn.text):
+                out.setdefault(-1, []).append(insn.address)
             match = _CONSTANT.match(insn.text)
             if match is None:
                 continue

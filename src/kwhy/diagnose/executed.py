@@ -84,14 +84,7 @@ def condition(kernel: Kernel, words: Words, history: History, branch: Branch) ->
 
 def _following(history: History, step: int, count: int = 4) -> list[int]:
     """The starts of the next blocks that ran in the same frame."""
-    frame = history.frame_at[step]
-    out = []
-    for later in range(step + 1, min(step + 400, len(history.steps))):
-        if history.frame_at[later] == frame and history.steps_of.begins_block(later):
-            out.append(history.steps[later])
-            if len(out) == count:
-                break
-    return out
+    return [history.steps[later] for later in history.blocks_after(step, count)]
 
 
 def operands(words: Words, history: History, branch: Branch) -> tuple[Operand, ...]:

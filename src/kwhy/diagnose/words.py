@@ -28,6 +28,7 @@ _BINARY = {
 }  # fmt: skip
 _ADDRESSES = -0x10000
 """A number of no known type below it is an address of the kernel rather than negative."""
+_OFFSETS = "__per_cpu_offset["
 Named = tuple[str, TypeRef | None]
 
 
@@ -43,7 +44,7 @@ class Frames(Protocol):
 class Words:
     """Names terms of the frames that somebody (a Tracer, say) explored.
 
-    ``is_error`` tells whether a -1 is an error number.
+    ``is_error`` tells which negative numbers are error numbers.
     """
 
     def __init__(
@@ -181,6 +182,10 @@ class Words:
         if isinstance(base, tuple) and base[0] == "bin" and base[1] == "add":
             return self._indexed(base, offset, size, depth)
         text, kind = self.name(base, depth + 1)
+        if text.startswith(_OFFSETS) and (found := self.kernel.types.percpu(offset & mask(8))):
+            variable, _, field = found[0].partition(".")
+            cpu = text.removeprefix(_OFFSETS).removesuffix("]")
+            return f"per_cpu({variable}, {cpu})" + (f".{field}" if field else ""), found[1]
         return self._field(text, kind, offset, size)
 
     def _field(self, text: str, kind: TypeRef | None, offset: int, size: int) -> Named:
@@ -240,6 +245,8 @@ class Words:
     def _sum(self, term: Any, depth: int) -> Named:
         text, kind = self.name(term[1], depth + 1)
         offset = signed(term[2], 8)
+        if offset in range((1 << 32) + _ADDRESSES, 1 << 32):  # of 32 bits, and negative
+            offset -= 1 << 32
         inner = self.kernel.types.deref(kind) if kind is not None else None
         if inner is not None and self.kernel.types.is_struct(inner):
             found = self.kernel.types.member(inner, offset, 1)
@@ -277,7 +284,7 @@ class Words:
             if value in names:
                 return f"{names[value]} ({value})"
             if types.is_pointer(kind):
-                error = self._error(signed(value, size))
+                error = errno_of(signed(value, size))
                 return "NULL" if value == 0 else error or f"{value:#x}"
         number_ = signed(value, size)
         unsigned = kind is not None and not types.is_signed(kind)
@@ -289,7 +296,7 @@ class Words:
         return number(number_ if number_ < 0 else value)
 
     def _error(self, number: int) -> str | None:
-        return errno_of(number) if number != -1 or self._is_error(number) else None
+        return errno_of(number) if self._is_error(number) else None
 
     def known(self, term: Term, facts: Facts, size: int) -> str | None:
         """What the facts say of a term's value, in words; None if nothing."""

@@ -196,6 +196,12 @@ class History:
         """The blocks of a frame, without those of its callees."""
         return frame, self._blocks_by_frame[frame]
 
+    def blocks_after(self, step: int, count: int) -> list[int]:
+        """The steps at which the next blocks began in the same frame."""
+        own = self._blocks_by_frame[self.frame_at[step]]
+        first = int(np.searchsorted(own, self.steps_of.place(step)[0], side="right"))
+        return [int(self.steps_of.starts[number]) for number in own[first : first + count]]
+
     @cached_property
     def _blocks_by_frame(self) -> list[Any]:
         order = np.argsort(self._frame_of_block, kind="stable")

@@ -97,10 +97,6 @@ class Steps:
         """An instruction's machine code."""
         return self._read(insn.address, insn.size)
 
-    def begins_block(self, step: int) -> bool:
-        """Whether a block began with a step."""
-        return step < self.count and self.place(step)[1] == 0
-
     @cached_property
     def addresses(self) -> list[int]:
         """The address of each step's instruction."""

@@ -29,7 +29,7 @@ def render(verdict: CallVerdict, width: int = terminal.WIDTH) -> Page:
         hidden = len(verdict.because) - _BRANCHES
         rest = f" the last {_BRANCHES} branches; {hidden} before them: --json" if hidden > 0 else ""
         page.heading("why:", rest)
-        terminal.conditions(page, verdict.because[-_BRANCHES:])
+        terminal.conditions(page, verdict.because[-_BRANCHES:], functions=True)
     _writes(page, verdict)
     _trace(page, verdict)
     _sure(page, verdict)

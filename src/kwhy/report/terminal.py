@@ -202,11 +202,23 @@ def _certain(condition: Condition, candidates: Sequence[Candidate]) -> bool:
 
 
 def conditions(
-    page: Page, chain: Sequence[Condition], statement: Statement | None = None
+    page: Page,
+    chain: Sequence[Condition],
+    statement: Statement | None = None,
+    *,
+    functions: bool = False,
 ) -> None:
-    """A numbered chain of branches with their values, and the ``statement`` they led to."""
+    """A numbered chain of branches with their values, and the ``statement`` they led to.
+
+    With ``functions`` it is told which one each is in, where nothing else does.
+    """
     file = chain[-1].file if chain else None
+    inside: tuple[str | None, str | None] = (None, None)
     for number, condition in enumerate(chain, 1):
+        if functions and condition.file and inside != (condition.file, condition.function):
+            inside = (condition.file, condition.function)
+            file = condition.file
+            page.write((f"  in {condition.function}(), ", ""), (condition.file, _PLACE), hang=4)
         where = f"line {condition.line}" if condition.line else condition.offset or ""
         if condition.line and condition.file and condition.file != file:
             where = f"{condition.file}:{condition.line}"
