@@ -161,6 +161,39 @@ def test_dry_runs_agree_with_the_real_calls(waiting: Waiting) -> None:
     assert real == dry
 
 
+FILTERED = """
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+def dry(name, mode):
+    result = getattr(libc, name[0])(*name[1:], mode)
+    return -ctypes.get_errno() if result else 0
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 83), (6, 0, 0, 0x50011), (6, 0, 0, 0x7FFF0000)]
+data = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(data)))
+libc.prctl(38, 1, 0, 0, 0)
+libc.prctl(22, 2, program, 0, 0)
+real = [dry(("mkdir", b"/tmp/filtered"), 0o755), dry(("mkdirat", -100, b"/etc"), 0o755)]
+print(os.getpid(), *real, flush=True)
+time.sleep(100)
+"""
+
+
+def test_seccomp_filters_are_asked_in_a_dry_run(guests: Guests) -> None:
+    """A filter that answers mkdir() itself, and lets other calls through; as the real ones end."""
+    with lab.open_link(guests("6.12")) as link:
+        stream = link.stream("spawn", timeout=60, argv=["python3", "-c", FILTERED])
+        with stream:
+            said = next(message.data for message in stream if message.kind == "out").split()
+            pid, *real = map(int, said)
+            caller = Caller(open_kernel(LiveEvidence(link)), task=pid)
+            calls = ('mkdir("/tmp/filtered", 0755)', 'mkdirat(AT_FDCWD, "/etc", 0755)')
+            outcomes = [dry_run(caller, text) for text in calls]
+    assert [-17, -17] == real  # EEXIST: the filter's, the file system's
+    assert real == [int(outcome.result) for outcome in outcomes]
+    functions = [outcome.function.name for outcome in outcomes]
+    assert ["__secure_computing", "__x64_sys_mkdirat"] == functions
+
+
 def test_the_same_answer_live_from_a_dump_and_from_cases(guests: Guests, tmp_path: Path) -> None:
     """ret and because are equal on --lab, --core and --case, and the JSON is the schema's."""
     guest = guests("6.12")
@@ -279,11 +312,14 @@ def _bytes(link: Link, places: list[tuple[int, int]]) -> dict[tuple[int, int], b
     [
         (["nosuch(1)"], 2, "no function nosuch"),
         (["init_task(1)"], 2, "is data"),
-        (["int_sqrt()"], 2, "takes 1 arguments"),
+        (["int_sqrt()"], 2, "takes 1 argument"),
         (["int_sqrt(1"], 2, "^"),
         (["int_sqrt(1)", "--cpu", "99"], 2, "--cpu 99"),
         (["int_sqrt(1)", "--task", "99999"], 2, "no task 99999"),
         (["msleep(1)"], 1, ""),
+        (["start_kernel()"], 2, "__init"),
+        (["--task", "1", "--syscall", "opentat(1)"], 2, "openat"),
+        (["--task", "1", "--syscall", 'read("x", 1, 2)'], 2, "not a string"),
     ],
 )
 def test_bad_questions_end_in_words(

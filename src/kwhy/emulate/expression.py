@@ -202,9 +202,9 @@ class _Parser:
             if sign == "&" and (found := self._untyped()) is not None:
                 return found
             self._next()
+            if sign == "&" and (made := self._literal()) is not None:
+                return self._placed(made)
             value = self._unary()
-            if sign == "&" and value.address_ is None:
-                return self._placed(value, start)
             return self._do(start, lambda: operations.prefix(sign, value))
         if sign == "(" and self.kind == "sign" and (kind := self._cast()) is not None:
             if self.token == "{":
@@ -213,20 +213,33 @@ class _Parser:
             return self._do(start, lambda: operations.cast(kind, value))
         return self._postfix(self._primary())
 
-    def _placed(self, value: Any, start: int) -> Any:
-        """The address of memory made for a value that is in none: ``&(struct qstr){...}``."""
+    def _literal(self) -> Any:
+        """``(TYPE){...}`` at this place, consumed; None for anything else."""
+        place = (self.at, self.kind, self.token, self.start)
+        if self.token == "(" and (kind := self._cast()) is not None and self.token == "{":
+            return self._compound(kind, place[3])
+        self.at, self.kind, self.token, self.start = place
+        return None
+
+    def _placed(self, value: Any) -> Any:
+        """The address of memory made for ``(TYPE){...}``."""
         import drgn
 
-        structure = value.type_.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.ARRAY)
-        if self.names.make is None or not structure:
-            return self._do(start, value.address_of_)
+        if self.names.make is None:
+            raise self._fail("no memory can be made here")
         program = self.names.program
         address = self.names.make(value.to_bytes_())
         return drgn.Object(program, program.pointer_type(value.type_), address)
 
     def _compound(self, kind: Any, start: int) -> Any:
-        """What stands in braces behind a type: values, each with its member's name or without."""
-        values: list[tuple[str | None, Any]] = []
+        """``{...}`` behind a type as an object of it."""
+        values = self._braces()
+        return self._do(start, lambda: operations.compound(kind, self.names.program, values))
+
+    def _braces(self) -> operations.Values:
+        """Values in braces, each with its member's name or without; they may be such lists."""
+        self._deeper()
+        values: operations.Values = []
         self._expect("{")
         while self.token != "}" or self.kind != "sign":
             if values:
@@ -237,9 +250,11 @@ class _Parser:
                 name = self.token
                 self._next()
                 self._expect("=")
-            values.append((name, self.expression()))
+            inner = self._braces() if self.token == "{" else self.expression()
+            values.append((name, inner))
         self._expect("}")
-        return self._do(start, lambda: operations.compound(kind, self.names.program, values))
+        self._depth -= 1
+        return values
 
     def _cast(self) -> Any:
         """The type in brackets at this place, consumed; None if it is no cast."""

@@ -125,13 +125,18 @@ def cast(kind: Any, value: Any) -> Any:
     return drgn.cast(kind, value)
 
 
-def compound(kind: Any, program: Any, values: list[tuple[str | None, Any]]) -> Any:
-    """``(kind){1, .name = 2}``: each value with the name of its member, None for the next one."""
+Values = list[tuple[str | None, Any]]
+"""What stands in braces: each value with the name of its member, None for the next one; a value in
+braces is such a list again."""
+
+
+def compound(kind: Any, program: Any, values: Values) -> Any:
+    """``(kind){1, .name = 2, {3}}``."""
     import drgn
 
     inner = bare(kind)
     if inner.kind == drgn.TypeKind.ARRAY:
-        data = [drgn.cast(inner.type, value).value_() for _, value in values]
+        data = [_member(inner.type, program, value).value_() for _, value in values]
         size = program.array_type(inner.type, max(inner.length or 0, len(data)))
         return drgn.Object(program, size, data)
     if inner.kind not in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION):
@@ -151,9 +156,14 @@ def compound(kind: Any, program: Any, values: list[tuple[str | None, Any]]) -> A
         member = inner.members[at]
         if member.name is None:
             raise TypeError("a member without a name can only be set by those inside of it")
-        value = value if value.type_.kind == member.type.kind else cast(member.type, value)
-        made[member.name] = value.value_()
+        made[member.name] = _member(member.type, program, value).value_()
     return drgn.Object(program, kind, made)
+
+
+def _member(kind: Any, program: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return compound(kind, program, value)
+    return value if value.type_.kind == kind.kind else cast(kind, value)
 
 
 def bare(kind: Any) -> Any:
@@ -191,9 +201,10 @@ def _check_shift(a: Any, b: Any) -> None:
     count = int(b.value_())
     if not 0 <= count < width:
         name = a.type_.type_name()
-        what = f"{_article(name)} {name} cannot be shifted by {count}"
+        what = f"{article(name)} {name} cannot be shifted by {count}"
         raise ValueError(f"{what}: it has {width} bits (1UL has 64)")
 
 
-def _article(name: str) -> str:
+def article(name: str) -> str:
+    """"a" or "an", as a type's name wants it."""
     return "an" if name[0] in "aeiou" else "a"

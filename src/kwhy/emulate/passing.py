@@ -11,7 +11,7 @@ from typing import Any
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.names import Argument, Call, ExpressionError, Out, Text
-from kwhy.emulate.operations import bare
+from kwhy.emulate.operations import article, bare
 from kwhy.emulate.scene import KernelScene
 
 _MASK = (1 << 64) - 1
@@ -71,7 +71,8 @@ def argument(
     value = given.value
     if isinstance(value, Text):
         if parameter is not None and pointed(parameter) is None:
-            why = f"a {parameter.type_name()} is wanted, not a string"
+            name = parameter.type_name()
+            why = f"{article(name)} {name} is wanted, not a string"
             raise ExpressionError(call.text, given.at, why)
         return Passed(given.text, scene.allocate(value.data), parameter), None
     if isinstance(value, Out):

@@ -202,6 +202,9 @@ class KernelScene:
         name = self.ground.planted.get(address)
         if name is None:
             return self._unprobe(machine, address)
+        if name == "schedule" and self._runs():
+            self._leave(machine, 0)
+            return None
         if name in limits.STOPS:
             return End("stopped", address, f"{limits.STOPS[name]} ({name}())")
         if name in limits.CLOCKS:
@@ -212,6 +215,11 @@ class KernelScene:
                 self.skipped.append(name)
             self._leave(machine, self._woken(machine) if name in limits.WAKES else 0)
         return None
+
+    def _runs(self) -> bool:
+        """Whether the task is not about to sleep: it lets others run and goes on (sched_yield)."""
+        state = self.word(self._task_field("__state", "state"))
+        return not state & 0xFFFFFFFF
 
     def _woken(self, machine: Machine) -> int:
         """Whether the task of the first argument is asleep in a state of the second."""

@@ -1,9 +1,11 @@
 """A dry run of a system call: its kernel entry, as a task, from saved registers made up for it.
 
-The user memory that the arguments point to is made at addresses that the task does not use. What
-the entry code does around a call (seccomp, ptrace, audit) is not part of the run.
+The user memory that the arguments point to is made at addresses that the task does not use. Of what
+the entry code does around a call the seccomp filters are asked, as the kernel asks them; ptrace and
+audit are not part of the run.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,8 @@ from kwhy.emulate.constants import constants
 from kwhy.emulate.expression import parse_call
 from kwhy.emulate.machine import MAX_BLOCKS
 from kwhy.emulate.names import Argument, Call, ExpressionError, Out, Text
-from kwhy.emulate.passing import BUFFER, Passed, pointed
+from kwhy.emulate.operations import article
+from kwhy.emulate.passing import BUFFER, Passed, pointed, typed
 from kwhy.emulate.scene import KernelScene
 from kwhy.errors import UsageError
 from kwhy.kernel.symbols import Symbol
@@ -48,12 +51,15 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
     call = parse_call(text, names)
     face = interface(caller, call.name)
     if face is None:
-        raise ExpressionError(text, 0, f"the kernel has no system call {call.name}()")
+        why = f"the kernel has no system call {call.name}()"
+        near = difflib.get_close_matches(call.name, SYSCALLS.values(), 3)
+        raise ExpressionError(text, call.at, why + (f"; is it {' or '.join(near)}?" * bool(near)))
+    _check_alive(caller, scene)
     if face.parameters is not None and not _fits(face, len(call.arguments)):
         wanted = ", ".join(f"{kind} {name}" for kind, name in face.parameters) or "void"
         raise ExpressionError(
             text,
-            len(text) - 1,
+            call.at,
             f"{call.name}() takes {len(face.parameters)} arguments ({wanted}), "
             f"{len(call.arguments)} were given",
         )
@@ -65,7 +71,49 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
         passed.append(Passed(argument.text, value, None))
         if out is not None:
             outs.append((argument.value.name, value, out))
-    return run(caller, scene, face, passed, outs, limit)
+    return _filtered(caller, scene, face, passed, limit) or run(
+        caller, scene, face, passed, outs, limit
+    )
+
+
+def _check_alive(caller: Caller, scene: KernelScene) -> None:
+    """Raises UsageError for a task that has exited."""
+    if _task_number(caller, scene, "exit_state"):
+        raise UsageError("the task has exited: it makes no more system calls")
+    if not _task_number(caller, scene, "mm"):
+        scene.note("the task is a thread of the kernel, which makes no system calls of its own")
+
+
+def _task_number(caller: Caller, scene: KernelScene, path: str) -> int:
+    """A field of the task; 0 where there is none."""
+    types = caller.kernel.types
+    task = types.named("struct task_struct")
+    field = types.field(task, path) if task else None
+    if field is None:
+        return 0
+    return int.from_bytes(scene.memory.read(scene.task + field.offset, field.size), "little")
+
+
+def _filtered(
+    caller: Caller, scene: KernelScene, face: Interface, arguments: Sequence[Passed], limit: int
+) -> Outcome | None:
+    """What the task's seccomp filters make of a call; None when they let it pass."""
+    found = caller.kernel.symbols.named("__secure_computing", modules=False)
+    if not _task_number(caller, scene, "seccomp.mode") or not found:
+        return None
+    _save(caller, scene, face, arguments)
+    outcome = caller.enter(
+        scene, found[0], [Passed("NULL", 0, None)], caller.program.type("int"), (), limit
+    )
+    outcome.arguments = tuple(arguments)
+    if outcome.returned and not int(outcome.result):
+        scene.note("the task's seccomp filters were asked first: they let the call pass")
+        return None
+    if outcome.returned:
+        scene.note("the task's seccomp filters answered: the system call itself is not reached")
+        result = scene.word(scene.saved_registers + arch.PT_REGS_RESULT)
+        outcome.result = typed(caller.program, caller.program.type("long"), result)
+    return outcome
 
 
 def run(
@@ -77,6 +125,17 @@ def run(
     limit: int = MAX_BLOCKS,
 ) -> Outcome:
     """Enter a system call on a prepared scene, its arguments in the saved registers."""
+    _save(caller, scene, face, arguments)
+    register = Passed("", scene.saved_registers, None)
+    outcome = caller.enter(scene, face.entry, [register], caller.program.type("long"), outs, limit)
+    outcome.arguments = tuple(arguments)
+    return outcome
+
+
+def _save(
+    caller: Caller, scene: KernelScene, face: Interface, arguments: Sequence[Passed]
+) -> None:
+    """The registers as the entry code saves them."""
     frame = scene.saved_registers
     values = [a.value & _MASK for a in arguments]
     for offset, value in zip(caller.arch.syscall_arguments, values, strict=False):
@@ -84,10 +143,6 @@ def run(
     number = face.number.to_bytes(8, "little")
     scene.memory.poke(frame + caller.arch.syscall_number, number)
     scene.memory.poke(frame + arch.PT_REGS_RESULT, (-38 & _MASK).to_bytes(8, "little"))  # -ENOSYS
-    register = Passed("", frame, None)
-    outcome = caller.enter(scene, face.entry, [register], caller.program.type("long"), outs, limit)
-    outcome.arguments = tuple(arguments)
-    return outcome
 
 
 def interface(caller: Caller, name: str) -> Interface | None:
@@ -181,6 +236,10 @@ def _value(
     import drgn
 
     value = argument.value
+    if isinstance(value, Text | Out) and kind and "*" not in kind and "long" not in kind:
+        what = "a string" if isinstance(value, Text) else "memory"
+        why = f"{article(kind)} {kind} is wanted, not {what}"
+        raise ExpressionError(call.text, argument.at, why)
     if isinstance(value, Text):
         return memory.add(value.data), None
     if isinstance(value, Out):
