@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kwhy.flow.cfg import Function
 from kwhy.flow.explore import Decision, Explorer, Node, entry_state, is_error
-from kwhy.flow.outcome import Budget, Result, in_register, may_differ, may_succeed
+from kwhy.flow.outcome import Answers, Budget, Result, in_register, may_differ, may_succeed
 from kwhy.flow.state import EMPTY, NO_FLAGS, Cells, State
 from kwhy.flow.terms import Term, mask, sym
 
@@ -38,6 +38,7 @@ class Decider:
         self.passing = passing
         self.budget = Budget()
         self._open: dict[Any, bool] = {}
+        self._answers: dict[Any, Answers] = {}
         self._settled: dict[int, dict[int, list[State]]] = {}
 
     def deciding(
@@ -74,19 +75,22 @@ class Decider:
         same: frozenset[Term],
         result: Result,
     ) -> bool:
-        key = (id(node), decision.address, decision.taken, decision.index, same)
+        key = (node, decision.address, decision.taken, decision.index, same)
         if key not in self._open:
+            answers = self._answers.setdefault((explorer, want, size, same, result), Answers())
             self._open[key] = any(
                 may_differ(
-                    explorer, start, state, want & mask(size), size, same, result, self.budget
-                )
+                    explorer, start, state, want & mask(size), size, same, result, self.budget,
+                    answers,
+                )  # fmt: skip
                 for start, state in _other_ways(explorer, node, decision)
             )
         return self._open[key]
 
     def _may_succeed(self, explorer: Explorer, node: Node, decision: Decision) -> bool:
+        answers = self._answers.setdefault(explorer, Answers())
         return any(
-            may_succeed(explorer, start, state, self.budget)
+            may_succeed(explorer, start, state, self.budget, answers)
             for start, state in _other_ways(explorer, node, decision)
         )
 

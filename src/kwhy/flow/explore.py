@@ -105,6 +105,7 @@ class Explorer:
 
     ``result_facts`` may know more of what the k-th observed callee returned, ``quiet`` whether an
     indirect call (by its address) goes to what no tracer sees, ``spent`` whether to give up here.
+    ``most`` is how many nodes there may be; None: more for a larger function.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Explorer:
         armed: frozenset[int] = frozenset(),
         quiet: Callable[[int], bool] | None = None,
         spent: Callable[[], bool] = lambda: False,
+        most: int | None = None,
     ) -> None:
         self.code = code
         self.arch = code.arch
@@ -134,6 +136,7 @@ class Explorer:
         self.probed = armed
         self.quiet = quiet
         self.spent = spent
+        self.most = most
 
     # --- which segments can be on a path at all -------------------------------------------
 
@@ -249,11 +252,11 @@ class Explorer:
         todo = deque([root])
         returns: list[Node] = []
         calls: dict[Any, list[Node]] = {}
-        complete = True
         # Small functions are told apart in more states at one place than large ones.
         most = max(MIN_STATES, min(MAX_STATES, MAX_NODES // (2 * len(good))))
-        limit = max(MAX_NODES, 12 * len(good))
-        while todo:
+        limit = self.most or max(MAX_NODES, 12 * len(good))
+        complete = len(good) <= limit
+        while todo and complete:
             node = todo.popleft()
             if len(nodes) > limit or self.spent():
                 complete = False
@@ -264,7 +267,7 @@ class Explorer:
                 if start is None:
                     continue
                 child = Node(self.function.segments[start], seen, state)
-                self.forget_dead(child)
+                self.forget_dead(child, decision)
                 key = self._key(child)
                 known = nodes.get(key)
                 if known is None:
@@ -289,14 +292,17 @@ class Explorer:
                 returns.append(node)
         return Exploration(self.function, root, returns, len(nodes), complete, calls)
 
-    def forget_dead(self, node: Node) -> None:
+    def forget_dead(self, node: Node, decision: Decision | None = None) -> None:
         """Drop registers that are not read again, and facts that nothing can ask for any more.
 
-        What an observed callee returned stays known: it tells where an equal constant came from.
+        What ``decision``, just made, has tested stays known for this one node. That an observed
+        callee returned an error stays: it tells where an equal constant came from.
         """
         state = node.state
         live = self.function.live.get(node.segment.start, frozenset())
         state.registers = {r: v for r, v in state.registers.items() if r in live}
+        if "flags" not in live:
+            state.flags = NO_FLAGS
         if not state.facts and not state.seen:
             return
         used: set[Any] = set()
@@ -308,18 +314,21 @@ class Explorer:
                 used |= parts(value)
         for value in state.flags[2:]:
             used |= parts(value)
+        if decision is not None and decision.condition is not None:
+            used |= parts(decision.condition[1]) | parts(decision.condition[2])
 
-        def wanted(term: Any) -> bool:
+        def wanted(term: Any, spans: Any) -> bool:
             if term in used:
                 return True
             if not isinstance(term, tuple):
                 return False
             if term[0] == "pair":
-                return wanted(term[1]) and wanted(term[2])
+                return term[1] in used and term[2] in used
             inner = term[2] if term[0] == "low" else term
-            return inner in used or (
-                isinstance(inner, tuple) and inner[0] == "ret" and isinstance(inner[2], int)
-            )
+            if inner in used:
+                return True
+            called = isinstance(inner, tuple) and inner[0] == "ret" and isinstance(inner[2], int)
+            return called and len(spans) == 1 and spans[0][0] == spans[0][1] and is_error(spans[0][0])
 
         state.facts = keep(state.facts, wanted)
         state.seen = keep(state.seen, wanted)
@@ -546,9 +555,15 @@ class Explorer:
         state.registers[self.arch.result] = result
         if "flags" in changed or changed is self.arch.clobbered:
             state.flags = NO_FLAGS
-        if observed and self.result_facts is not None:
+        if observed and self.result_facts is not None and self._is_read(segment):
             for size, spans in self.result_facts(seen).items():
                 state.facts = {**state.facts, low(size, result): spans}
+
+    def _is_read(self, segment: Segment) -> bool:
+        """Whether anything looks at what a call returns."""
+        if segment.next is None:
+            return True
+        return self.arch.result in self.function.live.get(segment.next, frozenset())
 
     def call_of(self, term: Any) -> int | None:
         """The address of the call in this frame that returned ``term``, None if it is no result."""

@@ -45,6 +45,7 @@ from kwhy.flow.terms import (
 MAX_DEPTH = 48
 MAX_ORACLE_DEPTH = 4
 MAX_ORACLE_CALLS = 400
+MAX_ORACLE_NODES = 8000
 MAX_FINDINGS = 32
 MAX_WORK = 150_000
 PATIENCE = 60.0
@@ -190,10 +191,11 @@ class Tracer:
                 armed=armed,
                 quiet=self.quiet,
                 spent=self._spent,
+                most=MAX_ORACLE_NODES if depth else None,
             )
             result = explorer.run(entry.copy())
             self.work += result.nodes
-            if result.returns:
+            if result.returns or (depth and not result.complete):
                 break
         assert explorer is not None and result is not None
         self.frames[entry.frame] = (call, function, explorer.observed)

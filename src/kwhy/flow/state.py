@@ -219,7 +219,7 @@ def _renew(state: State, place: Any) -> None:
     def stale(term: Any) -> bool:
         return isinstance(term, tuple) and _refers(term, tagged)
 
-    def lasting(term: Any) -> bool:
+    def lasting(term: Any, _known: Any) -> bool:
         return not stale(term)
 
     for name, value in state.registers.items():
@@ -240,9 +240,9 @@ def _renew(state: State, place: Any) -> None:
     state.seen = keep(state.seen, lasting)
 
 
-def keep(facts: Facts, wanted: Callable[[Any], bool]) -> Facts:
-    """The facts whose keys are ``wanted``; the very same object when that is all of them."""
-    kept = {key: value for key, value in facts.items() if wanted(key)}
+def keep(facts: Facts, wanted: Callable[[Any, Any], bool]) -> Facts:
+    """The facts that are ``wanted``; the very same object when that is all of them."""
+    kept = {key: value for key, value in facts.items() if wanted(key, value)}
     return kept if len(kept) != len(facts) else facts
 
 
