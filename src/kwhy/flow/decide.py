@@ -25,6 +25,9 @@ Edge = tuple[Node, Decision]
 MAX_STEPS = 20_000
 """Segments looked at to learn what holds at each place of a function, whatever the way there."""
 
+MAX_HINTS = 4000
+"""Segments gone through, as of ``Budget``, for findings that are guesses."""
+
 MAX_APART = 8
 """States kept apart at one place for that, as a choice between two errors makes them."""
 
@@ -37,6 +40,7 @@ class Decider:
     ) -> None:
         self.passing = passing
         self.budget = Budget()
+        self.hints = Budget(MAX_HINTS)
         self._open: dict[Any, bool] = {}
         self._answers: dict[Any, Answers] = {}
         self._settled: dict[int, dict[int, list[State]]] = {}
@@ -48,15 +52,17 @@ class Decider:
         size: int,
         nodes: list[Node],
         result: Result = in_register,
+        budget: Budget | None = None,
     ) -> list[Edge]:
         """The deciding branches of all ways to ``nodes``, where ``want`` was the ``result``."""
+        left = budget or self.budget
         same = frozenset(value for node in nodes if (value := result(node)) is not None)
 
         def passed(node: Node, decision: Decision, strictly: bool) -> bool:
-            if not self._is_open(explorer, node, decision, want, size, same, result):
+            if not self._is_open(explorer, node, decision, want, size, same, result, left):
                 return True
             kind = self.passing(explorer.function, node, decision, want) if self.passing else None
-            if kind == "guard" and not self._may_succeed(explorer, node, decision):
+            if kind == "guard" and not self._may_succeed(explorer, node, decision, left):
                 return True
             if not strictly:
                 return False
@@ -74,23 +80,28 @@ class Decider:
         size: int,
         same: frozenset[Term],
         result: Result,
+        budget: Budget,
     ) -> bool:
         key = (node, decision.address, decision.taken, decision.index, same)
-        if key not in self._open:
+        found = self._open.get(key)
+        if found is None:
             answers = self._answers.setdefault((explorer, want, size, same, result), Answers())
-            self._open[key] = any(
+            found = any(
                 may_differ(
-                    explorer, start, state, want & mask(size), size, same, result, self.budget,
-                    answers,
-                )  # fmt: skip
+                    explorer, start, state, want & mask(size), size, same, result, budget, answers
+                )
                 for start, state in _other_ways(explorer, node, decision)
             )
-        return self._open[key]
+            if budget.left > 0:
+                self._open[key] = found
+        return found
 
-    def _may_succeed(self, explorer: Explorer, node: Node, decision: Decision) -> bool:
+    def _may_succeed(
+        self, explorer: Explorer, node: Node, decision: Decision, budget: Budget
+    ) -> bool:
         answers = self._answers.setdefault(explorer, Answers())
         return any(
-            may_succeed(explorer, start, state, self.budget, answers)
+            may_succeed(explorer, start, state, budget, answers)
             for start, state in _other_ways(explorer, node, decision)
         )
 

@@ -6,6 +6,7 @@ other side could still have returned something else is what decided.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ class Tracer:
     ``passing`` tells that the source merely passes by a branch (see ``Decider``), ``spelled``
     whether it makes the wanted error in the frame of a finding itself.
     ``quiet`` is Explorer's.
-    ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
+    ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths: but
+    in the calls (by identity) that are ``settled``.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Tracer:
         returns_bool: Callable[[int], bool] | None = None,
         returns_error: Callable[[int], bool] | None = None,
         oracle: bool = False,
+        settled: frozenset[int] = frozenset(),
         passing: Passed | None = None,
         spelled: Callable[[Finding], bool] | None = None,
         quiet: Callable[[int], bool] | None = None,
@@ -148,6 +151,7 @@ class Tracer:
         self.returns_bool = returns_bool
         self.returns_error = returns_error
         self.oracle = oracle
+        self.settled = settled
         self.decider = Decider(passing)
         self.spelled = spelled
         self.quiet = quiet
@@ -186,7 +190,7 @@ class Tracer:
                 items,
                 relaxed=relaxed,
                 traps=traps,
-                result_facts=functools.partial(self._result_facts, items, depth),
+                result_facts=functools.partial(self._result_facts, id(call), items, depth),
                 arguments=self.arity,
                 armed=armed,
                 quiet=self.quiet,
@@ -231,12 +235,13 @@ class Tracer:
         yield observed, True, True, armed
 
     def _result_facts(
-        self, observed: Sequence[Callee | Hit], depth: int, k: int
+        self, call: int, observed: Sequence[Callee | Hit], depth: int, k: int
     ) -> dict[int, Intervals]:
         item = observed[k]
         if not isinstance(item, Callee):
             return {}
-        if self.oracle and depth < MAX_ORACLE_DEPTH and item.tag is not None:
+        asked = self.oracle and call not in self.settled
+        if asked and depth < MAX_ORACLE_DEPTH and item.tag is not None:
             return self.returned(item.tag, depth + 1)
         if self.returns_bool is not None and self.returns_bool(item.function):
             return {1: ((0, 1),)}
@@ -454,10 +459,15 @@ class Tracer:
     ) -> Finding:
         made = result(nodes[0])
         value: Term = frame.want & mask(8) if made is None else made
+        proof = kind in ("constant", "memory")
+        budget = self.decider.budget if proof else self.decider.hints
         if self._spent():
-            self.decider.budget.left = 0
-        edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes, result)
-        self.cut = self.cut or self.decider.budget.left <= 0
+            budget.left = 0
+        edges = self.decider.deciding(frame.explorer, frame.want, frame.size, nodes, result, budget)
+        if budget.left <= 0:
+            # Half of the branches of what is a guess anyway would make it look like another's.
+            edges = edges if proof else []
+            self.cut = self.cut or proof
         return Finding(kind, frame, value, edges, nodes)
 
     def _given(self, frame: Frame, argument: Any, depth: int) -> list[Finding]:
@@ -639,6 +649,15 @@ class _Untraced:
     time: int = 0
     children: Sequence[Called] = ()
     kind: str = "implicit"
+
+
+def above_parting(findings: Sequence[Finding]) -> frozenset[int]:
+    """The calls, by identity, that all findings have come through alike, above where they part."""
+    chains = [[id(frame.call) for frame in reversed(each.chain())] for each in findings]
+    alike = list(
+        itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
+    )
+    return frozenset(level[0] for level in alike[:-1])
 
 
 def _by_truth(term: Term, state: State, want: int) -> tuple[Term, int] | None:

@@ -124,7 +124,9 @@ def _may_return(
             continue
         if found is None:
             budget.left -= 1
-            if len(came) > MAX_STEPS or budget.left <= 0:
+            if budget.left <= 0:
+                return False
+            if len(came) > MAX_STEPS:
                 judged = False
                 break
             for to, _, after, _, _ in explorer.step(node, None, what_if=True):
