@@ -20,7 +20,7 @@ from kwhy.diagnose.sites import (
 from kwhy.flow.cfg import Code, Function, base_name
 from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Callee, Decision, Hit, Node, entry_state, prune
-from kwhy.flow.origin import Finding, Tracer, above_parting
+from kwhy.flow.origin import Finding, Frame, Tracer, above_parting
 from kwhy.flow.state import Cells
 from kwhy.flow.terms import low, mask, parts, signed, sym
 from kwhy.kernel.model import Kernel
@@ -77,8 +77,8 @@ def analyse(
     if executed or len(findings) != 1 or len(findings[0].deciding) > 1:
         # What the callees can have returned, by their own calls, rules out some paths; and of an
         # execution it is known by every branch, so that an error handed on is seen as that.
-        known = frozenset[int]() if executed or tracer.cut else above_parting(findings)
-        second = _tracer(kernel, code, hits, armed, oracle=True, settled=known)
+        settled = {} if executed or tracer.cut else above_parting(findings)
+        second = _tracer(kernel, code, hits, armed, oracle=True, settled=settled)
         better = _trace(arch, second, record, entry)
         if better:
             tracer, findings = second, better
@@ -102,7 +102,7 @@ def _tracer(
     hits: dict[int, list[tuple[int, Hit]]],
     armed: frozenset[int],
     oracle: bool,
-    settled: frozenset[int] = frozenset(),
+    settled: dict[int, Frame] | None = None,
 ) -> Tracer:
     def prototype(address: int) -> Any:
         return kernel.prototype(address)

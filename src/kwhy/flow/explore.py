@@ -317,18 +317,18 @@ class Explorer:
         if decision is not None and decision.condition is not None:
             used |= parts(decision.condition[1]) | parts(decision.condition[2])
 
-        def wanted(term: Any, spans: Any) -> bool:
+        def alive(term: Any) -> bool:
             if term in used:
                 return True
-            if not isinstance(term, tuple):
-                return False
+            return isinstance(term, tuple) and term[0] == "low" and term[2] in used
+
+        def wanted(term: Any, spans: Any) -> bool:
             if term[0] == "pair":
-                return term[1] in used and term[2] in used
+                return alive(term[1]) and alive(term[2])
             inner = term[2] if term[0] == "low" else term
-            if inner in used:
-                return True
-            called = isinstance(inner, tuple) and inner[0] == "ret" and isinstance(inner[2], int)
-            return called and len(spans) == 1 and spans[0][0] == spans[0][1] and is_error(spans[0][0])
+            if inner[0] == "ret" and isinstance(inner[2], int) and len(spans) == 1:
+                return alive(term) or all(map(is_error, spans[0]))
+            return alive(term)
 
         state.facts = keep(state.facts, wanted)
         state.seen = keep(state.seen, wanted)

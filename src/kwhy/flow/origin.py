@@ -49,9 +49,9 @@ MAX_ORACLE_CALLS = 400
 MAX_ORACLE_NODES = 8000
 MAX_FINDINGS = 32
 MAX_WORK = 150_000
+"""Nodes explored for one failure; what is beyond makes the answer uncertain, not endless."""
 PATIENCE = 60.0
 """Seconds of processor time for one search; what it then has not looked at, it says so."""
-"""Nodes explored for one failure; what is beyond makes the answer uncertain, not endless."""
 
 
 class Called(Protocol):
@@ -124,8 +124,9 @@ class Tracer:
     ``passing`` tells that the source merely passes by a branch (see ``Decider``), ``spelled``
     whether it makes the wanted error in the frame of a finding itself.
     ``quiet`` is Explorer's.
-    ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths: but
-    in the calls (by identity) that are ``settled``.
+    ``oracle`` lets what a callee can have returned, by its own observed calls, rule out paths.
+    ``settled`` are frames, by the identity of their call, that were explored without that before
+    and leave nothing open: they are not explored again.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Tracer:
         returns_bool: Callable[[int], bool] | None = None,
         returns_error: Callable[[int], bool] | None = None,
         oracle: bool = False,
-        settled: frozenset[int] = frozenset(),
+        settled: "dict[int, Frame] | None" = None,
         passing: Passed | None = None,
         spelled: Callable[[Finding], bool] | None = None,
         quiet: Callable[[int], bool] | None = None,
@@ -151,7 +152,7 @@ class Tracer:
         self.returns_bool = returns_bool
         self.returns_error = returns_error
         self.oracle = oracle
-        self.settled = settled
+        self.settled = settled or {}
         self.decider = Decider(passing)
         self.spelled = spelled
         self.quiet = quiet
@@ -179,6 +180,10 @@ class Tracer:
 
     def explore(self, call: Called, entry: State, depth: int = 0) -> tuple[Explorer, Exploration]:
         """All that fits what was observed of ``call``; relaxed in steps when nothing does."""
+        before = self.settled.get(id(call))
+        if before is not None and before.exploration.root.state == entry:
+            self.frames[entry.frame] = (call, before.function, before.explorer.observed)
+            return before.explorer, before.exploration
         function = self.code.function(call.function)
         observed = self._observed(call)
         explorer = result = None
@@ -190,7 +195,7 @@ class Tracer:
                 items,
                 relaxed=relaxed,
                 traps=traps,
-                result_facts=functools.partial(self._result_facts, id(call), items, depth),
+                result_facts=functools.partial(self._result_facts, items, depth),
                 arguments=self.arity,
                 armed=armed,
                 quiet=self.quiet,
@@ -235,13 +240,12 @@ class Tracer:
         yield observed, True, True, armed
 
     def _result_facts(
-        self, call: int, observed: Sequence[Callee | Hit], depth: int, k: int
+        self, observed: Sequence[Callee | Hit], depth: int, k: int
     ) -> dict[int, Intervals]:
         item = observed[k]
         if not isinstance(item, Callee):
             return {}
-        asked = self.oracle and call not in self.settled
-        if asked and depth < MAX_ORACLE_DEPTH and item.tag is not None:
+        if self.oracle and depth < MAX_ORACLE_DEPTH and item.tag is not None:
             return self.returned(item.tag, depth + 1)
         if self.returns_bool is not None and self.returns_bool(item.function):
             return {1: ((0, 1),)}
@@ -651,13 +655,13 @@ class _Untraced:
     kind: str = "implicit"
 
 
-def above_parting(findings: Sequence[Finding]) -> frozenset[int]:
-    """The calls, by identity, that all findings have come through alike, above where they part."""
-    chains = [[id(frame.call) for frame in reversed(each.chain())] for each in findings]
-    alike = list(
-        itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
+def above_parting(findings: Sequence[Finding]) -> dict[int, Frame]:
+    """The frames, by call, that all findings have come through alike, above where they part."""
+    chains = [list(reversed(each.chain())) for each in findings]
+    alike = itertools.takewhile(
+        lambda level: len({id(frame.call) for frame in level}) == 1, zip(*chains, strict=False)
     )
-    return frozenset(level[0] for level in alike[:-1])
+    return {id(level[0].call): level[0] for level in [*alike][:-1]}
 
 
 def _by_truth(term: Term, state: State, want: int) -> tuple[Term, int] | None:
