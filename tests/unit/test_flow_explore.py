@@ -6,8 +6,8 @@ import pytest
 from tests.unit.flow_build import ARCH, GAP, TOY, Fixup, Machine, explored, results, toy
 
 from kwhy.flow.cfg import Code, base_name
-from kwhy.flow.explore import Callee, Explorer, Hit, entry_state, prune
-from kwhy.flow.outcome import may_differ, may_succeed
+from kwhy.flow.explore import MAX_STATES, Callee, Explorer, Hit, Node, entry_state, prune
+from kwhy.flow.outcome import Answers, Budget, may_differ, may_succeed
 
 NOP = "0f1f440000"
 EIO = -5 & 0xFFFFFFFF
@@ -180,6 +180,39 @@ def test_a_long_loop_is_joined() -> None:
     assert found.nodes < 8000
 
 
+def test_a_loop_that_counts_down_is_joined() -> None:
+    """Counters that look like error numbers do not tell thousands of states apart."""
+    # mov rax,-1; 1: lea rax,[rax-1]; inc rdi; cmp byte [rdi],0; jne 1b; xor eax,eax; ret
+    loop = f"{NOP} 48c7c0ffffffff 488d40ff 48ffc7 803f00 75f4 31c0 c3"
+    _, found = explored(toy(f=loop))
+    assert found.complete
+    assert [0] == results(found)
+    assert found.nodes < 4 * MAX_STATES
+
+
+def test_what_a_branch_has_tested_is_known_behind_it_and_no_longer() -> None:
+    """The result of a call is dead behind its test, and so is what is known of it then."""
+    # push rdi; call g; pop rdi; test eax,eax; jne 1f; nop; jmp 2f; 1: nop; 2: mov eax,[rdi];
+    # test eax,eax; je 3f; 3: ret
+    text = f"{NOP} 57 e8 @g 5f 85c0 7503 90 eb01 90 8b07 85c0 7400 c3"
+    _, found = explored(toy(f=text, g=LEAF), [Callee(G, F + 11)])
+    result = ("ret", 1, 0)
+
+    def knows(node: Node) -> bool:
+        return ("low", 4, result) in node.state.facts
+
+    tested = [
+        child
+        for node in found.calls[0]
+        for after, _ in node.after
+        for child, decision in after.after
+        if decision is not None
+    ]
+    assert tested
+    assert all(knows(node) for node in tested)
+    assert not any(knows(node) for node in found.returns)
+
+
 def test_a_callee_keeps_what_the_convention_keeps() -> None:
     """A traced call changes the caller-saved registers and leaves the others."""
     # mov ebx,7; mov ecx,7; call g; mov eax,ebx / ecx; ret
@@ -214,6 +247,24 @@ def test_the_other_side_is_open_while_it_can_return_something_else() -> None:
     assert may_differ(explorer, passed.segment.start, passed.state, EIO, 4)
     assert not may_succeed(explorer, refused.segment.start, refused.state)
     assert may_succeed(explorer, passed.segment.start, passed.state)
+
+
+def test_a_question_answered_once_costs_nothing_again() -> None:
+    """Neither where it was asked, nor at what was met on the way; but no answer is none."""
+    explorer, found = explored(toy(f=COMPARES))
+    start, state = found.root.segment.start, found.root.state
+    answers, budget = Answers(), Budget(0)
+    assert not may_differ(explorer, start, state.copy(), EIO, 4, budget=budget, answers=answers)
+    budget.left = 10
+    for _ in range(2):
+        assert may_differ(explorer, start, state.copy(), EIO, 4, budget=budget, answers=answers)
+        left, budget.left = budget.left, 1
+    assert left < 10
+    assert 1 == budget.left
+    refused = next(child for child, d in found.root.after if d and not d.taken)
+    at = refused.segment.start, refused.state
+    assert not may_differ(explorer, *at, EIO, 4, budget=Budget(5), answers=answers)
+    assert not may_differ(explorer, *at, EIO, 4, budget=Budget(0), answers=answers)
 
 
 def test_pruning_keeps_the_way_to_the_chosen_returns() -> None:

@@ -17,7 +17,7 @@ from tests.unit.flow_build import (
 
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Hit, entry_state
-from kwhy.flow.origin import MAX_WORK, Finding, Tracer
+from kwhy.flow.origin import MAX_WORK, Finding, Tracer, above_parting
 from kwhy.lab.incidents import INCIDENTS
 from kwhy.record.model import Call
 
@@ -118,6 +118,23 @@ def test_what_callees_can_have_returned_narrows_the_search() -> None:
     plain_findings = case.findings(case.tracer(oracle=False))
     edges = {(d.address, d.taken) for f in better for _, d in f.deciding}
     assert edges <= {(d.address, d.taken) for f in plain_findings for _, d in f.deciding}
+
+
+def test_frames_that_leave_nothing_open_are_not_explored_again() -> None:
+    """The second search takes them from the first, and has the same answer."""
+    case = recorded("tcsetattr_orphan-6.12")
+    first = case.tracer(oracle=False)
+    findings = case.findings(first)
+    settled = above_parting(findings)
+    above = findings[0].chain()[:0:-1]
+    assert [frame.call for frame in above] == [frame.call for frame in settled.values()]
+    second = case.tracer(oracle=True, settled=settled)
+    again = case.findings(second)
+    assert {f.key() for f in findings} == {f.key() for f in again}
+    assert [f.exploration for f in again[0].chain()][1:] == [
+        f.exploration for f in reversed(settled.values())
+    ]
+    assert {} == above_parting([])
 
 
 # --- probes --------------------------------------------------------------------------------------

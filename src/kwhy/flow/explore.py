@@ -249,6 +249,7 @@ class Explorer:
         nodes: dict[Any, Node] = {self._key(root): root}
         counts: dict[tuple[int, int], int] = {(first.start, 0): 1}
         joined: dict[Any, State] = {}
+        apart: dict[tuple[int, int], int] = {}
         todo = deque([root])
         returns: list[Node] = []
         calls: dict[Any, list[Node]] = {}
@@ -275,8 +276,12 @@ class Explorer:
                     counts[at] = counts.get(at, 0) + 1
                     if counts[at] > most:
                         # From here on one state stands for all: each join only loses more.
-                        # Error numbers that are ready to be returned stay apart.
-                        like = (at, self.errors(child.state))
+                        # Error numbers that are ready to be returned stay apart, but for those
+                        # of a loop that merely counts down.
+                        like: Any = (at, self.errors(child.state))
+                        if like not in joined:
+                            apart[at] = apart.get(at, 0) + 1
+                            like = like if apart[at] <= most else at
                         if like in joined:
                             self.widen(child.state, joined[like], at)
                         joined[like] = child.state
@@ -310,8 +315,7 @@ class Explorer:
             used |= parts(value)
         for base, cells in state.memory.items():
             used |= parts(base)
-            for _, value in cells.values():
-                used |= parts(value)
+            used |= cells.parts()
         for value in state.flags[2:]:
             used |= parts(value)
         if decision is not None and decision.condition is not None:

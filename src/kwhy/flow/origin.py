@@ -164,6 +164,7 @@ class Tracer:
         self._domains: dict[tuple[int, int], dict[int, Intervals]] = {}
         self._shapes: dict[int, int] = {}
         self._numbers: dict[Any, int] = {}
+        self._heights: dict[int, int] = {}
 
     # --- one frame ------------------------------------------------------------------------
 
@@ -256,7 +257,9 @@ class Tracer:
 
         The intervals are by size in bytes (1, 4, 8) of the result register looked at.
         """
-        key = self._shape(call), depth
+        # Where the depth keeps no callee from being asked, it does not matter but for the first.
+        whole = depth > 0 and depth + self._height(call) <= MAX_ORACLE_DEPTH
+        key = self._shape(call), 1 if whole else depth
         if key not in self._domains:
             self._domains[key] = {}
             if _weight(call) <= MAX_ORACLE_CALLS and not self._spent(part=2):
@@ -284,6 +287,14 @@ class Tracer:
             found = self._numbers.setdefault(content, len(self._numbers))
             self._shapes[id(call)] = found
         return found
+
+    def _height(self, call: Called) -> int:
+        """How many calls lie below one another in a call."""
+        shape = self._shape(call)
+        if shape not in self._heights:
+            below = (1 + self._height(child) for child in call.children)
+            self._heights[shape] = max(below, default=0)
+        return self._heights[shape]
 
     def _returned(self, call: Called, depth: int) -> dict[int, Intervals]:
         number = len(self.frames) + 1

@@ -28,7 +28,7 @@ Flags = tuple[str, int, Term, Term]
 class Cells(dict[int, tuple[int, Term]]):
     """What lies at byte offsets from one base: size and value. Shared by states, never changed."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_parts")
 
     def key(self) -> frozenset[Any]:
         """The content as a value that compares, worked out once."""
@@ -37,6 +37,15 @@ class Cells(dict[int, tuple[int, Term]]):
         except AttributeError:
             self._key: frozenset[Any] = frozenset(self.items())
             return self._key
+
+    def parts(self) -> frozenset[Any]:
+        """The terms inside the values, worked out once."""
+        try:
+            return self._parts
+        except AttributeError:
+            found = frozenset[Any]().union(*(parts(value) for _, value in self.values()))
+            self._parts: frozenset[Any] = found
+            return found
 
 
 Memory = dict[Term, Cells]
