@@ -5,17 +5,16 @@ is what comparisons, searches and sentinels make as well as ``return -EPERM``.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
-from kwhy.flow.ir import Insn
+from kwhy.arch import STACK_POINTERS
+from kwhy.flow.ir import Effect, Expr, Insn
 from kwhy.kernel.model import Kernel
 
-_CONSTANT = re.compile(r"(?:mov\w*|and|or|push|add|sub|lea|xor)\s.*?(?:, |^push )(-?0x[0-9a-f]+)$")
-_ONE_LESS = re.compile(r"(?:sub\s\w+, 1|dec\s\w+|lea\s.* - 1\]|sbb\s.*)$")
-"""Ways to make -1 of a truth value: ``cap_raised(...) ? 0 : -EPERM``."""
 _EFAULT = -14  # made by the fault handler
 _LIMIT = 4096
+_POINTER = 8
 
 
 def made(kernel: Kernel, insns: Iterable[Insn]) -> Callable[[int], bool]:
@@ -28,17 +27,9 @@ def made(kernel: Kernel, insns: Iterable[Insn]) -> Callable[[int], bool]:
     def constants() -> dict[int, list[int]]:
         out: dict[int, list[int]] = {}
         for insn in insns:
-            if _ONE_LESS.match(insn.text):
-                out.setdefault(-1, []).append(insn.address)
-            match = _CONSTANT.match(insn.text)
-            if match is None:
-                continue
-            number = int(match[1], 16)
-            for bits in (32, 64):
-                if 1 << bits > number >= (1 << bits) - _LIMIT:
-                    number -= 1 << bits
-            if -_LIMIT < number < 0:
-                out.setdefault(number, []).append(insn.address)
+            for effect in insn.effects + insn.otherwise:
+                for number in set(_written(effect)):
+                    out.setdefault(number, []).append(insn.address)
         return out
 
     @cache
@@ -49,6 +40,36 @@ def made(kernel: Kernel, insns: Iterable[Insn]) -> Callable[[int], bool]:
         return any(_says(kernel, address, "EPERM") for address in places)
 
     return is_error
+
+
+def _written(effect: Effect) -> Iterator[int]:
+    """The small negative numbers that an effect writes, or has a part in making what it writes."""
+    if effect[0] not in ("set", "store") or effect[1] in STACK_POINTERS:
+        return
+    size = effect[2]
+    for number, summand in _numbers(effect[3]):
+        low = number & (1 << 8 * size) - 1
+        signed = low - (1 << 8 * size) if low >> (8 * size - 1) else low
+        # What is added to a pointer leads to a structure around it; only -1 makes errors of truth.
+        if -_LIMIT < signed < 0 and (not summand or size < _POINTER or signed == -1):
+            yield signed
+
+
+def _numbers(value: Expr, summand: bool = False) -> Iterator[tuple[int, bool]]:
+    """The constants in an expression, not those in addresses; whether something is added to each.
+
+    ``x - 1`` is read as ``x + -1``.
+    """
+    if value[0] == "const":
+        yield value[1], summand
+    elif value[0] == "bin":
+        _, op, _, left, right = value
+        if op == "sub" and right == ("const", 1):
+            right = ("const", -1)
+        for part in (left, right):
+            yield from _numbers(part, summand or op in ("add", "sub"))
+    elif value[0] in ("un", "sext"):
+        yield from _numbers(value[-1], summand)
 
 
 def _says(kernel: Kernel, address: int, name: str) -> bool:
