@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.desk import kwhy, truth_series
+from tests.lab.desk import Outcome, kwhy, program, truth_series
 from tests.lab.judge import judge
 from tests.lab.test_incidents import explain
 
@@ -17,7 +17,7 @@ from kwhy.diagnose import again
 from kwhy.diagnose.again import Again, Refused, execute
 from kwhy.diagnose.fail import LOOSE
 from kwhy.diagnose.rounds import held_of, open_session
-from kwhy.lab.incidents import INCIDENTS
+from kwhy.lab.incidents import INCIDENTS, Incident
 from kwhy.record.model import Call, SyscallRecord
 from kwhy.record.rank import rank
 
@@ -34,6 +34,17 @@ OVERWRITTEN = "clone3_inval"
 Saved = Callable[[str], Path]
 
 
+def settled(outcome: Outcome, incident: Incident) -> dict[str, Any]:
+    """The verdict, which must be the right one by a second execution."""
+    assert outcome.status == 0, outcome.out + outcome.err
+    verdict = outcome.verdict
+    assert judge(verdict, incident, truth_series("6.12"), lines=True).word == "right"
+    assert verdict["confidence"] == "observed"
+    assert verdict["evidence"]["emulated"] > 0
+    assert any("executing the call again" in note for note in verdict["evidence"]["notes"])
+    return verdict
+
+
 @pytest.fixture(scope="module")
 def saved(
     guests: Callable[[str], lab.Guest], tmp_path_factory: pytest.TempPathFactory
@@ -47,12 +58,7 @@ def saved(
             cases[name] = folder / f"{name}.kwhy"
             incident = INCIDENTS[name]
             outcome = explain(guests("6.12"), incident, "--save", str(cases[name]))
-            assert outcome.status == 0, outcome.out + outcome.err
-            verdict = outcome.verdict
-            assert judge(verdict, incident, truth_series("6.12"), lines=True).word == "right"
-            assert verdict["confidence"] == "observed"
-            assert verdict["evidence"]["emulated"] > 0
-            assert any("executing the call again" in note for note in verdict["evidence"]["notes"])
+            verdict = settled(outcome, incident)
             values = [o["source"] for o in verdict["conditions"][-1]["operands"]]
             assert "executed" in values or name in (OVERWRITTEN, MARKED)
             offline = kwhy("explain", str(cases[name]), "--json")
@@ -75,6 +81,17 @@ def cases(*names: str) -> list[Any]:
 def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
     """Right and observed, its values from the execution; the case alone tells the same."""
     assert saved(name).is_file()
+
+
+def test_the_call_of_a_process_that_ended_before_the_command(
+    guests: Callable[[str], lab.Guest], tmp_path: Path
+) -> None:
+    """It is executed again as its process leaves; the case tells the same."""
+    incident, path = INCIDENTS[OPEN[0]], tmp_path / "x.kwhy"
+    words = ("fail", "--lab", guests("6.12").name, "--put", str(program(incident.name)))
+    script = f"true; ./{incident.name} 2>&1 | cat >&2; true"
+    outcome = kwhy(*words, "--json", "--save", str(path), "--", "sh", "-c", script)
+    assert settled(outcome, incident) == kwhy("explain", str(path), "--json").verdict
 
 
 def without(call: Call, victim: Call) -> Call:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kwhy.case import capture
-from kwhy.case.capture import TAIL, record_round
+from kwhy.case.capture import TAIL, Leaving, record_round
 from kwhy.case.evidence import PAGE, Round
 from kwhy.case.live import LiveEvidence
 from kwhy.errors import LinkError
@@ -28,6 +28,7 @@ class Stream:
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages, self.stopped = messages, False
+        self.let_gone: list[int] = []
 
     def __enter__(self) -> "Stream":
         return self
@@ -44,6 +45,10 @@ class Stream:
     def stop(self) -> None:
         """End the recording early."""
         self.stopped = True
+
+    def let_go(self, tid: int) -> None:
+        """A task that was kept need not stay."""
+        self.let_gone.append(tid)
 
 
 class Target:
@@ -195,12 +200,53 @@ def test_a_recording_can_be_ended_as_soon_as_it_holds_enough() -> None:
 def test_a_command_that_is_kept_at_its_exit_is_let_go_after_the_context() -> None:
     """Its number tells that memory read within the context is as the command left it."""
     armed = Message("armed", {"pid": 7})
-    target = Target(armed, Message("end", {"status": {"code": 1}, "held": True}))
+    target = Target(armed, Message("end", {"status": {"code": 1}, "held": [7, 9]}))
     with record_round(LiveEvidence(target), target) as round_:
         assert 7 == round_.extra["held"]
+        assert [7, 9] == round_.extra["held_tasks"]
         assert 1 == round_.status
         assert not target.given.stopped
     assert target.given.stopped
+
+
+def page(time: int) -> bytes:
+    """A page of the trace that begins then."""
+    return time.to_bytes(8, "little") + bytes(PAGE - 8)
+
+
+def test_who_leaves_meanwhile_is_looked_at_and_let_go() -> None:
+    """With what was recorded since its process was born; and when looking fails, too."""
+    seen: list[Leaving] = []
+
+    def look(leaving: Leaving) -> None:
+        seen.append(leaving)
+        if len(seen) == 2:
+            raise ValueError
+
+    armed = Message("armed", {"pid": 7, "page_size": PAGE})
+    pages = [Message("pages", {"cpu": 0}, page(time)) for time in (100, 200, 300, 400)]
+    head = {"pid": 8, "tids": [8, 9], "ends": True, "born": 350}
+    one, two = Message("leaving", head), Message("leaving", {**head, "tids": [11], "ends": False})
+    target = Target(armed, *pages, one, two, END)
+    context = record_round(LiveEvidence(target), target, leaving=look, wanted=(16, -5))
+    with pytest.raises(ValueError), context:
+        pass
+    assert {"seconds": capture.HOLD_OTHERS, "nr": 16, "ret": -5} == target.asked["others"]
+    assert [(8, (8, 9), True), (8, (11,), False)] == [(x.pid, x.tids, x.ends) for x in seen]
+    assert {0: page(200) + page(300) + page(400)} == seen[0].so_far.pages
+    assert [8, 11] == target.given.let_gone
+
+
+def test_user_pages_of_other_threads_are_forgotten() -> None:
+    """Those that stay are numbered anew."""
+    pages = b"".join(bytes([n]) * PAGE for n in range(3))
+    first = Message("user", {}, pages)
+    rows = [[1, 7, [[0x1000, 0]]], [2, 8, [[0x1000, 2], [0x2000, 1], [0x3000, 2]]]]
+    round_, evidence, _ = round_of(first, Message("user", {"snapshots": rows}), END)
+    assert rows == round_.extra["user"]
+    capture.keep_user(evidence, 0, 8)
+    assert [[2, 8, [[0x1000, 0], [0x2000, 1], [0x3000, 0]]]] == round_.extra["user"]
+    assert pages[2 * PAGE :] + pages[PAGE : 2 * PAGE] == evidence.blobs[capture.user_blob(0)]
 
 
 def test_a_recording_without_an_end_is_lost_contact() -> None:

@@ -90,6 +90,27 @@ def test_a_hole_does_not_hide_the_pages_behind_it() -> None:
     assert asked == len(target.asked)
 
 
+def test_the_memory_of_a_moment_comes_back_and_stays() -> None:
+    """Also what was not to be had then; until the target is asked as it is now."""
+    target = Target(holes=(1,))
+    evidence = LiveEvidence(target)
+    evidence.prefetch([(BASE, 2 * PAGE)])
+    then = evidence.moment()
+    target.holes = (0,)
+    evidence.reread(lambda page: False)
+    evidence.prefetch([(BASE + 2 * PAGE, 1)])
+    with pytest.raises(MissingMemory):
+        evidence.read(BASE, 1)
+    evidence.go_back(then)
+    evidence.reread(lambda page: False)
+    assert b"\0\2" == evidence.read(BASE, 1) + evidence.read(BASE + 2 * PAGE, 1)
+    with pytest.raises(MissingMemory):
+        evidence.read(BASE + PAGE, 1)
+    evidence.go_back(None)
+    evidence.reread(lambda page: False)
+    assert b"\1" == evidence.read(BASE + PAGE, 1)
+
+
 def test_memory_that_may_not_be_read_is_missing() -> None:
     """No privilege: MissingMemory, and the target is not asked again."""
     evidence = LiveEvidence(Target(forbidden=True))

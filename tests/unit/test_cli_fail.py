@@ -69,10 +69,14 @@ class Rounds:
         self.refuse: Exception | None = None
         monkeypatch.setattr(capture, "record_round", self.record)
         monkeypatch.setattr(rounds, "answer", self.answer)
-        monkeypatch.setattr(rounds, "open_session", lambda *_: SimpleNamespace())
+        monkeypatch.setattr(rounds, "open_session", self.session)
         monkeypatch.setattr(live, "LiveEvidence", lambda _link: self)
         self.facts = SimpleNamespace(question={})
         self.rounds: list[Any] = []
+
+    def session(self, *_: object) -> Any:
+        """Stands for what is kept from round to round."""
+        return SimpleNamespace(syscall=None, errno=None)
 
     @contextlib.contextmanager
     def record(self, _evidence: Any, _link: Any, **options: Any) -> Iterator[Any]:
@@ -94,9 +98,9 @@ class Rounds:
 
 def answer(confidence: str, *probes: str) -> Any:
     """An answer that asks for probes."""
-    return SimpleNamespace(
-        verdict=SimpleNamespace(confidence=confidence), probes=[{"name": p} for p in probes]
-    )
+    call = SimpleNamespace(syscall="ioctl", errno="EIO")
+    verdict = SimpleNamespace(confidence=confidence, call=call)
+    return SimpleNamespace(verdict=verdict, probes=[{"name": p} for p in probes])
 
 
 def explain(script: Rounds, *words: str) -> str:
@@ -124,7 +128,8 @@ def test_later_rounds_arm_the_probes_that_the_last_answer_asked_for(
     """And end with the answer that a probe has seen."""
     script = Rounds(monkeypatch, answer("ambiguous", "k0"), answer("observed"))
     assert "observed" == explain(script, "--repeat", "5")
-    assert [[], [{"name": "k0"}]] == [asked["probes"] for asked in script.asked]
+    assert [[], [{"name": "k0"}]] == [list(asked["probes"]) for asked in script.asked]
+    assert [(None, None), (16, -5)] == [asked["wanted"] for asked in script.asked]
 
 
 def test_an_answer_that_asks_for_no_probe_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,69 +1,99 @@
-"""Keeping a command at its exit, its memory and files still there, for as long as somebody looks.
+"""Keeping the processes of a command at their exits, memory and files still there, for as long as
+somebody looks: the agent's end of the process that follows them (``exits``)."""
 
-A small process traces the command's first task with PTRACE_SEIZE and asks for one event alone: the
-stop in do_exit() before anything is given up (PTRACE_EVENT_EXIT, ptrace(2)). Signals are handed on,
-children are left alone. When the process dies, or the agent does, the kernel lets the command go.
-"""
-
-import ctypes
+import json
 import os
 import select
 import signal
 import time
-from typing import Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
-from . import tree
+from . import exits
 from .watchdog import close_all
 
-# include/uapi/linux/ptrace.h
-PTRACE_CONT = 7
-PTRACE_DETACH = 17
-PTRACE_GETEVENTMSG = 0x4201
-PTRACE_SEIZE = 0x4206
-PTRACE_LISTEN = 0x4208
-PTRACE_O_TRACEEXIT = 1 << 6
-PTRACE_EVENT_EXIT = 6
-PTRACE_EVENT_STOP = 128
-WALL = 0x40000000
-STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-
 ATTACH_PATIENCE = 5.0
-LEAVING = 0.5  # s that the threads of an ending process may take
+
+
+class Leaving(NamedTuple):
+    """A process kept at its exit, by the threads of it that are; ``ends``: or a thread alone, which
+    leaves the others.
+
+    ``status`` is the wait status that it will end with, ``born`` when the process was first seen
+    (ns of CLOCK_MONOTONIC). ``snapshots`` are of its failing calls, with numbers of ``pages``.
+    """
+
+    pid: int
+    tids: List[int]
+    ends: bool
+    status: int
+    born: int
+    snapshots: List[Any]
+    pages: bytes
 
 
 class Holder(object):
-    """A traced command. ``status``: the wait status that it will end with, once it is held."""
+    """A command whose tasks are followed. ``first``: its first process, once it is kept."""
 
-    def __init__(self, process: int, news: int, leash: int) -> None:
+    def __init__(self, pid: int, process: int, news: int, leash: int) -> None:
+        self.pid = pid
+        self.first: Optional[Leaving] = None
+        self.news = news
+        """Readable when there is something to look at; -1 when there never will be again."""
         self._process = process
-        self._news = news
         self._leash = leash
-        self.status: Optional[int] = None
+        self._heard = b""
+
+    def look(self) -> List[Leaving]:
+        """Those that have come to their exits since."""
+        while self.news >= 0 and _readable(self.news, 0):
+            data = os.read(self.news, 1 << 16)
+            if not data:
+                os.close(self.news)
+                self.news = -1
+            self._heard += data
+        found = []
+        while len(self._heard) >= exits.FRAME.size:
+            words, size = exits.FRAME.unpack_from(self._heard)
+            text, end = exits.FRAME.size + words, exits.FRAME.size + words + size
+            if len(self._heard) < end:
+                break
+            header = json.loads(self._heard[exits.FRAME.size : text].decode("utf-8"))
+            found.append(Leaving(pages=self._heard[text:end], **header))
+            self._heard = self._heard[end:]
+            if found[-1].pid == self.pid and found[-1].ends:
+                self.first = found[-1]
+        return found
 
     def held(self) -> bool:
-        """Whether the command has come to its exit and is kept there."""
-        if self.status is None and self._news >= 0 and _readable(self._news, 0):
-            word = os.read(self._news, 16)
-            self.status = int(word) if word.isdigit() else None
-        return self.status is not None and self._news >= 0
+        """Whether the first process has come to its exit and is kept there."""
+        return self.first is not None and self._leash >= 0
+
+    def let_go(self, tid: int) -> None:
+        """Those that are kept of which this is the first."""
+        try:
+            os.write(self._leash, b"%d\n" % tid)
+        except OSError:  # nobody is followed any more
+            pass
 
     def release(self) -> None:
-        """Let it go; it need not stand."""
+        """Let all go; they need not stand."""
         if self._leash < 0:
             return
         os.close(self._leash)  # its end is the word to go
-        os.close(self._news)
-        self._leash = self._news = -1
+        if self.news >= 0:
+            os.close(self.news)
+        self._leash = self.news = -1
         try:
             os.waitpid(self._process, 0)
         except OSError:
             pass
 
 
-def hold(pid: int, seconds: float) -> Optional[Holder]:
-    """Trace ``pid``, our child, so that it stops at its exit, at most ``seconds`` long.
+def hold(pid: int, seconds: float, others: Optional[Dict[str, Any]] = None) -> Optional[Holder]:
+    """Follow ``pid``, our child, so that it stops at its exit, at most ``seconds`` long.
 
-    None when it may not be traced.
+    ``others``: those of its descendants too that are worth a look (``exits.Wanted``). None when it
+    may not be traced.
     """
     news, tell = os.pipe()
     stay, leash = os.pipe()
@@ -74,68 +104,16 @@ def hold(pid: int, seconds: float) -> Optional[Holder]:
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             close_all({2, tell, stay})
-            _follow(pid, tell, stay, seconds)
+            exits.Follower(pid, tell, stay, seconds, exits.Wanted(others)).run()
         finally:
             os._exit(0)
     os.close(tell)
     os.close(stay)
-    holder = Holder(process, news, leash)
+    holder = Holder(pid, process, news, leash)
     if not _readable(news, ATTACH_PATIENCE) or os.read(news, 1) != b"a":
         holder.release()
         return None
     return holder
-
-
-def _follow(pid: int, tell: int, stay: int, seconds: float) -> None:
-    """In the tracing process: until the command has left, or the agent lets go."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = [ctypes.c_long] * 4
-    libc.ptrace.restype = ctypes.c_long
-    if libc.ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXIT) != 0:
-        return
-    os.write(tell, b"a")
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    wake, waker = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker)
-    poll = select.poll()
-    poll.register(wake, select.POLLIN)
-    poll.register(stay, select.POLLIN)
-    while True:
-        found, status = os.waitpid(pid, WALL | os.WNOHANG)
-        if not found:
-            for fd, _ in poll.poll(1000):
-                if fd == stay:
-                    return  # our end lets the command go on
-                os.read(wake, 512)
-            continue
-        if not os.WIFSTOPPED(status):
-            return
-        number, event = os.WSTOPSIG(status), status >> 16
-        if event == PTRACE_EVENT_EXIT:
-            if not _alone(pid):  # a first thread that leaves the others is not yet the end
-                return
-            message = ctypes.c_ulong()
-            libc.ptrace(PTRACE_GETEVENTMSG, pid, 0, ctypes.addressof(message))
-            os.write(tell, b"%d" % message.value)
-            _readable(stay, seconds)
-            libc.ptrace(PTRACE_DETACH, pid, 0, 0)
-            return
-        if event == PTRACE_EVENT_STOP and number in STOPPING:
-            libc.ptrace(PTRACE_LISTEN, pid, 0, 0)  # stopped it is, and stays, until SIGCONT
-        else:
-            libc.ptrace(PTRACE_CONT, pid, 0, 0 if event else number)
-
-
-def _alone(pid: int) -> bool:
-    """Whether a task's threads are gone, or go now."""
-    end = time.monotonic() + LEAVING
-    while len(tree.threads(pid)) > 1:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def _readable(fd: int, seconds: float) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from . import blobs, facts, journal, kcore, probe, record, sampling
 from .errors import AgentError
+from .output import Output
 from .process import start
 from .server import Operation, Request
 
@@ -140,7 +141,7 @@ class Agent(object):
         try:
             request.send("started", {"pid": child.pid})
             child.release()
-            follower = record.Output(request, child)
+            follower = Output(request, child)
             limit = params.get("seconds")
             deadline = time.monotonic() + float(limit) if limit else None
             exited: Optional[float] = None

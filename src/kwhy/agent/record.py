@@ -2,55 +2,22 @@
 
 import json
 import os
-import select
 import signal
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from . import dynamic, facts, pages, tracefs, tree, userpages
 from .buffer import Buffer, choose
 from .errors import AgentError, Cancelled
-from .hold import Holder, hold
+from .hold import Holder, Leaving, hold
 from .journal import Journal
+from .output import Output
 from .probe import Prober, dynamic_events_file
 from .process import Child, start
 from .server import Request
 
 SYSCALL_EVENTS = ("raw_syscalls/sys_enter", "raw_syscalls/sys_exit")
-TICK = 0.05  # s between two looks at the buffer
-READ = 65536
 LINGER = 2.0  # s that descendants may outlive the command before recording ends
-
-
-class Output(object):
-    """The two output streams of a command, forwarded as far as the desk has room."""
-
-    def __init__(self, request: Request, child: Optional[Child]) -> None:
-        self.request = request
-        self.open = {} if child is None else {child.out: "out", child.err: "err"}
-        for fd in self.open:
-            os.set_blocking(fd, False)
-
-    def forward(self) -> None:
-        """Send what there is; forgets a stream at its end."""
-        for fd, kind in list(self.open.items()):
-            while self.request.credit() > 2 * READ:
-                try:
-                    data = os.read(fd, READ)
-                except BlockingIOError:
-                    break
-                if not data:
-                    del self.open[fd]
-                    break
-                self.request.send(kind, {}, data)
-
-    def rest(self) -> None:
-        """Wait for output, or a tick; not for output that the desk has no room for."""
-        poll = select.poll()
-        if self.request.credit() > 2 * READ:
-            for fd in self.open:
-                poll.register(fd, select.POLLIN)
-        poll.poll(int(TICK * 1000))
 
 
 class Recording(object):
@@ -73,7 +40,7 @@ class Recording(object):
         self.reader: Optional[pages.PageReader] = None
         self.child: Optional[Child] = None
         self.holder: Optional[Holder] = None
-        self.user: Optional[userpages.UserPages] = None
+        self.sent = 0  # pages of user memory
         self.followed: Optional[int] = None
         self.followed_start = ""
         self.seen = tree.Seen()
@@ -277,8 +244,7 @@ class Recording(object):
             self.seen.look([self.child.pid])
             seconds = self.params.get("hold")
             if seconds:
-                self.holder = hold(self.child.pid, float(seconds))
-                self.user = userpages.watch(self.child.pid) if self.holder else None
+                self.holder = hold(self.child.pid, float(seconds), self.params.get("others"))
             self.child.release()
         else:
             self.seen.look(self.buffer.live_tids())
@@ -296,8 +262,8 @@ class Recording(object):
             self.request.check()
             output.forward()
             busy = self.reader is not None and self.reader.sweep(self.request, False) >= pages.BATCH
-            if self.user is not None:
-                self.user.sweep()
+            if self.holder is not None:
+                self._look(self.holder, output)
             live = self.buffer.live_tids()
             self.seen.look(live)
             now = time.monotonic()
@@ -306,7 +272,7 @@ class Recording(object):
                     exited = now
                     self.request.send("exit", {"status": self._status()})
                     continue  # one more round for what came with the exit
-                others = [tid for tid in live if tid != self.child.pid or not self._held()]
+                others = [tid for tid in live if tid not in self._at_exit()]
                 quiet = not output.open or self._held() or now > (exited or now) + 0.2
                 if exited is not None and not others and quiet:
                     self.ended = "exit"
@@ -325,10 +291,42 @@ class Recording(object):
             if self.ended:
                 break
             if not busy:
-                output.rest()
+                output.rest(self.holder.news if self.holder is not None else -1)
         if self.child is not None and self.ended in ("stop", "timeout"):
+            if self.holder is not None:
+                self.holder.release()
             self.kill_tree()
             output.forward()
+
+    def _look(self, holder: Holder, output: Output) -> None:
+        """Tell the desk who stands at its exit, and let go those that it has looked at."""
+        for leaving in holder.look():
+            if leaving is holder.first:
+                continue  # it is told of when all is over
+            output.forward()
+            if self.reader is not None:
+                self.reader.sweep(self.request, True)
+            self._send_user(leaving)
+            header = {key: getattr(leaving, key) for key in ("pid", "tids", "ends", "born")}
+            self.request.send("leaving", header)
+        while self.request.let_go:
+            holder.let_go(self.request.let_go.popleft())
+
+    def _send_user(self, leaving: Leaving) -> None:
+        """A process's snapshots; pages are numbered throughout the recording."""
+        self.request.send("user", {"pid": leaving.pid}, leaving.pages)
+        snapshots = [
+            (time, tid, [[address, self.sent + number] for address, number in places])
+            for time, tid, places in leaving.snapshots
+        ]
+        self.request.send("user", {"pid": leaving.pid, "snapshots": snapshots})
+        self.sent += len(leaving.pages) // userpages.PAGE
+
+    def _at_exit(self) -> Sequence[int]:
+        """The threads of the first process, if it is kept at its exit."""
+        if self.holder is None or self.holder.first is None or not self._held():
+            return ()
+        return [self.holder.pid] + self.holder.first.tids  # the first of all may be dead
 
     def _held(self) -> bool:
         return self.holder is not None and self.holder.held()
@@ -342,7 +340,7 @@ class Recording(object):
         if self.child is None:
             return None
         if self.child.status is None and self.holder is not None and self._held():
-            return self.child.describe(self.holder.status or 0)
+            return self.child.describe(self.holder.first.status if self.holder.first else 0)
         return self.child.status
 
     def kill_tree(self) -> None:
@@ -369,12 +367,12 @@ class Recording(object):
         if self.reader is not None:
             while self.reader.sweep(self.request, True):
                 self.request.check()
-        if self.user is not None and self._kept():
-            snapshots, data = self.user.collected()
-            self.request.send("user", {"snapshots": snapshots}, data)
+        first = self.holder.first if self.holder is not None and self._kept() else None
+        if first is not None:
+            self._send_user(first)
         result = {
             "status": self._status(),
-            "held": self._kept(),
+            "held": first.tids if first is not None else [],
             "ended": self.ended,
             "timed_out": self.ended == "timeout",
             "lost": pages.lost_events(counts),
@@ -396,8 +394,6 @@ class Recording(object):
 
     def undo(self) -> List[str]:
         """Put everything back; returns what could not be."""
-        if self.user is not None:
-            self.user.close()
         if self.reader is not None:
             self.reader.close()
         problems = self.buffer.give_back()

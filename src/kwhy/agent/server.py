@@ -4,11 +4,12 @@ The reader alone takes frames in, so credit, pings and cancellations are served 
 sits in a slow tracefs write.
 """
 
+import collections
 import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional
 
 from . import protocol
 from .errors import AgentError, Cancelled
@@ -39,6 +40,7 @@ class Request(object):
         self.input = b""
         self.stop = threading.Event()  # end early, but in good order
         self.cancelled = threading.Event()  # nobody listens any more
+        self.let_go: Deque[int] = collections.deque()  # tasks that the desk has looked at
         self._credit = protocol.WINDOW
         self._changed = threading.Condition()
 
@@ -291,8 +293,8 @@ class Server(object):
             busy = AgentError("usage", "the agent is busy with %d requests" % len(self.requests))
             self.send(protocol.ERROR, request.number, {"error": busy.as_json()})
             return
-        if request.op == "stop":
-            self._stop(request)
+        if request.op in ("stop", "let_go"):
+            self._tell(request)
             return
         thread = threading.Thread(target=self._perform, args=(request,))
         thread.daemon = True
@@ -301,16 +303,22 @@ class Server(object):
             self.threads[request.number] = thread
         thread.start()
 
-    def _stop(self, request: Request) -> None:
-        """``stop {"request": n}``: end that request early but in good order (none given: all)."""
+    def _tell(self, request: Request) -> None:
+        """``stop {"request": n}``: end that request early but in good order (none given: all).
+
+        ``let_go {"request": n, "tid": t}``: who stands at the exit with it need not stay there.
+        """
         wanted = request.params.get("request")
-        stopped: List[int] = []
+        told: List[int] = []
         with self.lock:
             for number, other in self.requests.items():
                 if wanted is None or wanted == number:
-                    other.stop.set()
-                    stopped.append(number)
-        self.send(protocol.END, request.number, {"stopped": stopped})
+                    if request.op == "stop":
+                        other.stop.set()
+                    else:
+                        other.let_go.append(int(request.params.get("tid") or 0))
+                    told.append(number)
+        self.send(protocol.END, request.number, {"stopped": told})
 
     def _perform(self, request: Request) -> None:
         try:

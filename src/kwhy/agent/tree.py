@@ -1,7 +1,8 @@
 """Which tasks: a process with its threads and descendants, and a list of those that were seen."""
 
 import os
-from typing import Any, Dict, List, Set
+import signal
+from typing import Any, Dict, List, Optional, Set
 
 from . import tracefs
 
@@ -14,6 +15,35 @@ def threads(pid: int) -> List[int]:
         return sorted(int(name) for name in os.listdir("/proc/%d/task" % pid))
     except OSError:
         return []
+
+
+def process(tid: int) -> int:
+    """The process of a thread; the thread itself when that is not to be known."""
+    return int(_facts(tid).get("Tgid") or tid)
+
+
+def killed(tid: int) -> bool:
+    """Whether SIGKILL waits for a task, so that it goes to its exit now."""
+    return bool(int(_facts(tid).get("SigPnd") or "0", 16) >> (signal.SIGKILL - 1) & 1)
+
+
+def syscall(tid: int) -> Optional[int]:
+    """The number of the system call that a stopped task is in."""
+    word = tracefs.read_or("/proc/%d/syscall" % tid).partition(" ")[0]
+    return int(word) if word.isdigit() else None
+
+
+def zombie(tid: int) -> bool:
+    """Whether a task has given up all it had, or is gone."""
+    facts = _facts(tid)
+    return not facts or facts.get("State", "")[:1] in ("Z", "X")
+
+
+def _facts(tid: int) -> Dict[str, str]:
+    """/proc/TID/status by key; {} when it is gone."""
+    lines = tracefs.read_or("/proc/%d/status" % tid).splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {key: value.strip() for key, _, value in pairs}
 
 
 def descendants(root: int) -> List[int]:
@@ -68,10 +98,9 @@ class Seen(object):
 
     def _add(self, tid: int) -> None:
         task: Dict[str, Any] = {"tid": tid}
-        for line in tracefs.read_or("/proc/%d/status" % tid).splitlines():
-            key, _, value = line.partition(":")
+        for key, value in _facts(tid).items():
             if key == "Name":
-                task["comm"] = value.strip()
+                task["comm"] = value
             elif key in ("Tgid", "PPid"):
                 task[key.lower()] = int(value)
             elif key == "Uid":

@@ -1,6 +1,7 @@
 """Evidence from a live target: fetched through a link when asked for, kept for the case."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kwhy.case import diskcache
@@ -25,6 +26,14 @@ class Source(Protocol):
     def read_memory(self, ranges: list[tuple[int, int]]) -> list[bytes | None]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Pages of memory by address, and the addresses of those that could not be read."""
+
+    pages: dict[int, bytes]
+    missing: frozenset[int]
+
+
 class LiveEvidence(Remembering):
     """Reads through ``link``; remembers everything, so that ``save`` writes what was used.
 
@@ -45,6 +54,7 @@ class LiveEvidence(Remembering):
         machine = str(identity.get("arch") or identity.get("machine") or "x86_64")
         self.facts.arch = machine
         self._missing: set[int] = set()
+        self._still = False
         self._no_memory = False
 
     def read(self, address: int, size: int) -> bytes:
@@ -87,11 +97,24 @@ class LiveEvidence(Remembering):
 
         It is one request: what the pages say of each other is hardly ever torn.
         """
+        if self._still:
+            return
         old = [page for page in tuple(self.pages) if not keep(page)]  # keep may read
         for page in old:
             del self.pages[page]
         self._missing.clear()
         self.prefetch([(page, PAGE) for page in old])
+
+    def moment(self) -> Moment:
+        """The memory as it was read."""
+        return Moment(dict(self.pages), frozenset(self._missing))
+
+    def go_back(self, moment: Moment | None) -> None:
+        """To the memory of a moment: it is not read again; None: to the target as it is now."""
+        self._still = moment is not None
+        if moment is not None:
+            self.pages.update(moment.pages)
+            self._missing.update(moment.missing - self.pages.keys())
 
     def _blob(self, name: str) -> bytes | None:
         keep = name in _IMMUTABLE and bool(self.facts.build_id)

@@ -96,11 +96,10 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
     session = open_session(evidence, *places(args))
     rounds = args.repeat if args.pid is None else max(args.repeat, 2)
     found = None
-    probes: list[dict[str, Any]] = []
     for number in range(rounds):
         say(f"recording{'' if rounds == 1 else f' (round {number + 1} of at most {rounds})'} …")
         try:
-            with _recorded(link, evidence, session, args, command, probes):
+            with _recorded(link, evidence, session, args, command, found):
                 say("explaining …")
                 found = answer(session)
         except FeatureError:
@@ -115,7 +114,6 @@ def explain_live(link: Any, args: argparse.Namespace, command: list[str]) -> tup
             continue
         if found.verdict.confidence == "observed" or not found.probes:
             break
-        probes = found.probes
     if found is None:
         raise NothingToExplain("no system call failed; nothing to explain")
     return found.verdict, evidence
@@ -128,26 +126,34 @@ def _recorded(
     session: Any,
     args: argparse.Namespace,
     command: list[str],
-    probes: list[dict[str, Any]],
+    found: Any,
 ) -> Iterator[None]:
-    """One more round in the evidence; the command is kept at its exit for as long as it can be."""
-    from kwhy.case.capture import record_round
+    """One more round in the evidence, after that with the answer ``found`` (None: the first).
 
+    The command is kept at its exit for as long as it can be.
+    """
+    from kwhy.case.capture import record_round
+    from kwhy.diagnose.leaving import Keeper
+
+    keeper = Keeper(session, found.verdict.call if found is not None else None)
     recording = record_round(
         evidence,
         link,
         command=command,
         pid=args.pid,
-        probes=probes,
+        probes=found.probes if found is not None else (),
         timeout=args.timeout or DEFAULT_TIMEOUT,
         output=_forward if not args.json else _forward_quietly,
         enough=_enough(session, args) if args.pid is not None else None,
+        leaving=keeper.look,
+        wanted=keeper.wanted,
     )
     with recording as round_:
         problem = round_.extra.get("exec_errno")
         if problem:
             evidence.rounds.pop()
             raise NotStarted(command, os.strerror(int(str(problem))))
+        keeper.choose()
         yield
 
 

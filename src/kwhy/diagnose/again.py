@@ -1,6 +1,6 @@
 """A failed call executed again offline, and what that tells of a failure that left several ways.
 
-The command's first task is kept at its exit (``hold`` of ``kwhy.link``), so its memory, files and
+The process is kept at its exit (``hold`` and ``others`` of ``kwhy.link``), so its memory, files and
 credentials are still what the call saw, unless the call or the task changed them. That is not
 assumed: an execution counts only when its result and its calls are the recorded ones.
 """
@@ -19,7 +19,7 @@ from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.history import History
 from kwhy.emulate.replay import UNCOMPARED, Turn
 from kwhy.emulate.turned import led
-from kwhy.errors import KwhyError, UsageError
+from kwhy.errors import KwhyError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Callee, Decision, Hit
 from kwhy.flow.origin import Called, Tracer
@@ -40,9 +40,11 @@ NEAR = 50_000_000
 @dataclass(frozen=True, slots=True)
 class Held:
     """A process kept at its exit. ``user``: pages of its memory as they were when the call that is
-    to be explained returned (by address); of the rest there is only what it left behind."""
+    to be explained returned (by address); of the rest there is only what it left behind. ``tasks``:
+    its threads that stand there; the others have given up what they had."""
 
     user: dict[int, bytes]
+    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def execute(
         return Caller(kernel)
 
     def run(turns: tuple[Turn, ...] = ()) -> Replay:
-        caller = _caller(base(), record)
+        caller = _caller(base(), record, held.tasks)
         return replay(caller, record, code, watch=branches, user=held.user, turns=turns)
 
     def settled(turns: tuple[Turn, ...] = ()) -> Replay:
@@ -127,14 +129,11 @@ def execute(
     return _accepted(record, done, code, branches)
 
 
-def _caller(base: Caller, record: SyscallRecord) -> Caller:
-    """As the thread that made the call; if it is gone, as the process's first, which is kept."""
-    try:
+def _caller(base: Caller, record: SyscallRecord, tasks: Sequence[int]) -> Caller:
+    """As the thread that made the call; if it is gone, as another of the process that is kept."""
+    if record.tid in tasks or not tasks:
         return base.again(record.tid)
-    except UsageError:
-        if record.tid == record.pid:
-            raise
-        return base.again(record.pid)
+    return base.again(record.pid if record.pid in tasks else tasks[0])
 
 
 def _settled(

@@ -25,8 +25,8 @@ LOOSE = (
 
 
 TRACED = (
-    "kwhy itself traces the command's first task, to keep it at its exit: a PTRACE_TRACEME of that "
-    "task fails for this reason alone"
+    "kwhy itself traces the tasks of the command, to keep them at their exits: a PTRACE_TRACEME or "
+    "PTRACE_ATTACH of one fails for this reason alone"
 )
 
 
@@ -37,6 +37,7 @@ def explain_call(
     code: Code | None = None,
     probes: dict[str, int] | None = None,
     held: Held | None = None,
+    traced: bool = False,
     account: Account | None = None,
     others: Sequence[OtherFailure] = (),
     kmsg: Sequence[str] = (),
@@ -44,12 +45,13 @@ def explain_call(
     """The verdict on one recorded call, and the analysis behind it.
 
     ``held``: its process is (was, when the memory of a case was read) kept at its exit: then a call
-    whose recording leaves more than one candidate is executed again.
+    whose recording leaves more than one candidate is executed again. ``traced``: the agent traced
+    the tasks of the command.
     """
     arch = architectures.of(kernel.arch)
     code = code or Code(kernel, arch)
     base = _base(kernel, record, account or Account(rounds=1), others, kmsg)
-    if held is not None and record.name == "ptrace":
+    if traced and record.name == "ptrace":
         base = noted(base, TRACED)
     first = analyse(kernel, arch, code, record, probed(code, record, probes or {}))
     verdict = _verdict(kernel, base, first)

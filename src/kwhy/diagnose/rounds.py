@@ -123,12 +123,19 @@ def _doubt(found: Answer) -> int:
     return doubt(found.verdict.confidence)
 
 
-def _in_round(
+def call_in(session: Session, index: int) -> SyscallRecord | None:
+    """The call of a round that an answer would be about; None when the round has no such failure.
+
+    Raises NothingToExplain when no call failed.
+    """
+    return _call_in(session, index, _first(session))
+
+
+def _call_in(
     session: Session, index: int, first: tuple[int, Ranked, list[Ranked]]
-) -> Answer | None:
-    start, chosen, ranked = first
+) -> SyscallRecord | None:
+    start, chosen, _ = first
     recording = session.recording(index)
-    round_ = session.evidence.rounds[index]
     window = chosen.index
     if index != start:
         base = session.recording(start)
@@ -136,7 +143,18 @@ def _in_round(
         if not again:
             return None
         window = again[0].index
-    record = recording.syscall(window)
+    return recording.syscall(window)
+
+
+def _in_round(
+    session: Session, index: int, first: tuple[int, Ranked, list[Ranked]]
+) -> Answer | None:
+    start, chosen, ranked = first
+    recording = session.recording(index)
+    round_ = session.evidence.rounds[index]
+    record = _call_in(session, index, first)
+    if record is None:
+        return None
     probes = _probe_addresses_of(round_)
     verdict, analysis = explain_call(
         session.kernel,
@@ -144,6 +162,7 @@ def _in_round(
         code=session.code,
         probes=probes,
         held=held_of(session, index, record),
+        traced=bool(round_.command),
         account=_account(session, recording),
         others=_others(session.recording(start), ranked, chosen),
         kmsg=_kmsg(round_),
@@ -159,10 +178,17 @@ def held_of(session: Session, index: int, record: SyscallRecord) -> Held | None:
     Only the last round's counts: what changes was read again then.
     """
     rounds = session.evidence.rounds
-    if index != len(rounds) - 1 or rounds[index].extra.get("held") != record.pid:
+    extra = rounds[index].extra
+    if index != len(rounds) - 1 or extra.get("held") != record.pid:
         return None
+    if extra.get("held_for", [record.tid, record.exit]) != [record.tid, record.exit]:
+        return None  # the number was another process's
+    tasks = extra.get("held_tasks")
     blob = session.evidence.blob(user_blob(index)) or b""
-    return Held(user_pages(rounds[index].extra.get("user"), blob, record))
+    return Held(
+        user_pages(extra.get("user"), blob, record),
+        tuple(tid for tid in tasks if isinstance(tid, int)) if isinstance(tasks, list) else (),
+    )
 
 
 def _probe_addresses_of(round_: Round) -> dict[str, int]:

@@ -97,12 +97,16 @@ class Stream(Iterator[Message]):
 
     def stop(self) -> None:
         """End it early but in good order: what was recorded so far still arrives."""
+        self._tell("stop")
+
+    def let_go(self, tid: int) -> None:
+        """A task that is kept at its exit need not stay there any longer, nor who is with it."""
+        self._tell("let_go", tid=tid)
+
+    def _tell(self, op: str, **params: JSON) -> None:
         if not self._over:
-            self.link._send(
-                protocol.REQUEST,
-                self.link._next_number(),
-                {"op": "stop", "params": {"request": self.number}},
-            )
+            header = {"op": op, "params": {"request": self.number, **params}}
+            self.link._send(protocol.REQUEST, self.link._next_number(), header)
 
     def close(self, patience: float | None = None) -> None:
         """Give it up: cancels, and waits until the agent has put the target back in order."""
