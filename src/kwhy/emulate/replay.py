@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.emulate.call import Caller, Outcome
 from kwhy.emulate.history import Branch, History
-from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS, WAKES
+from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS, WAKES, YIELDS
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS
 from kwhy.emulate.passing import Passed
 from kwhy.emulate.syscall import interface, run
@@ -41,7 +41,7 @@ _STORES = frozenset({
 mm/page_alloc.c, mm/percpu.c, lib/percpu_counter.c) when they ran out or over, and what notes for
 the writeback that an inode is dirty, unless it is: this depends on what was done before; left out
 as well."""
-_CLOSED = SKIPS | WAKES | _CHANCE
+_CLOSED = SKIPS | WAKES | YIELDS | _CHANCE
 """Functions of which only the call is compared, not what they call."""
 UNCOMPARED = _AROUND | _STORES | _CLOSED
 """Functions whose insides, and whose results, may be others than in the recorded call."""
