@@ -6,7 +6,7 @@ from typing import Any
 
 from kwhy.case.evidence import PAGE, Evidence, MissingMemory
 from kwhy.diagnose.errors import made
-from kwhy.diagnose.executed import conditions, trace
+from kwhy.diagnose.executed import MAX_LINES, conditions, trace
 from kwhy.diagnose.moving import reread
 from kwhy.diagnose.shown import made_for, out, shown
 from kwhy.diagnose.words import number
@@ -26,6 +26,7 @@ MAX_WRITES = 200
 _READINGS = 3
 _ASTRAY = ("fault", "exception", "bound")
 OFFLINE = "executed offline, on copies of the target's memory: nothing ran on the target"
+CUT = f"the list of what was executed ends after {MAX_LINES:,} lines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
     history = None
     if question.why or question.trace:
         history = outcome.history(Code(kernel, caller.arch))
-    notes = [OFFLINE, *scene.notes, *_unwritten(outcome), *kernel.notes]
+    ran = trace(kernel, history) if question.trace and history else ()
+    cut = [CUT] if len(ran) == MAX_LINES else []
+    notes = [OFFLINE, *scene.notes, *_unwritten(outcome), *cut, *kernel.notes]
     return CallVerdict(
         summary=summary,
         confidence="observed" if outcome.returned else "unknown",
@@ -120,14 +123,14 @@ def _verdict(caller: Caller, question: Question, outcome: Outcome) -> CallVerdic
         executed=Executed(
             instructions=outcome.instructions,
             pages=outcome.pages,
-            blocks=len(scene.machine.track.blocks),
+            blocks=len(scene.machine.track.addresses),
             stopped_at=None if outcome.returned else scene.where(outcome.end.address),
             reason=None if outcome.returned else outcome.end.reason,
             skipped=tuple(scene.skipped),
         ),
         outs=_outs(outcome),
         writes=_writes(caller, outcome),
-        trace=trace(kernel, history) if question.trace and history else (),
+        trace=ran,
     )
 
 

@@ -1,7 +1,8 @@
 """Branches of an execution in the source's words, each with the values that it compared."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from kwhy.verdict import Condition, Operand, Statement
 from kwhy.verdict.call import Line
 
 MAX_CONDITIONS = 100
+MAX_LINES = 50_000
 _STEPS = {"low": 2, "sext": 2, "add": 1, "neg": 2, "not": 2, "join": 2, "bin": 3}
 """Where a term that is made of one other has it."""
 _NAMED = re.compile(r"\b[A-Za-z_]")
@@ -127,22 +129,28 @@ def _is_result(term: Term) -> bool:
 
 
 def trace(kernel: Kernel, history: History) -> tuple[Line, ...]:
-    """What ran, in order: a source line (without lines, an instruction) at a time."""
+    """What ran, in order: a source line (without lines, an instruction) at a time.
+
+    At most MAX_LINES, the first ones.
+    """
     words = _words(kernel, history)
+    text_of = _texts(kernel)
     out: list[Line] = []
     last: tuple[Any, ...] = ()
     for step, address in enumerate(history.steps):
         frame = history.frame_at[step]
         found = kernel.frames(address)
         insn = history.insn(step)
-        values = _values(words, history, step)
         if found and found[0].line:
             key: tuple[Any, ...] = (frame, found[0].file, found[0].line)
             where = f"{found[0].file}:{found[0].line}"
-            text = _text(kernel, found[0].file, found[0].line)
+            text = text_of(found[0].file, found[0].line)
         else:
             key, where = (step,), locate(kernel, address).offset
             text = insn.text if insn else "?"
+        if key != last and len(out) == MAX_LINES:
+            break
+        values = _values(words, history, step)
         if key == last:
             known = "; ".join(v for v in (out[-1].values, values) if v)
             out[-1] = replace(out[-1], values=known, count=out[-1].count + 1)
@@ -152,9 +160,17 @@ def trace(kernel: Kernel, history: History) -> tuple[Line, ...]:
     return tuple(out)
 
 
-def _text(kernel: Kernel, file: str, line: int) -> str:
-    lines = (kernel.source(file) or "").split("\n")
-    return lines[line - 1].strip() if line <= len(lines) else ""
+def _texts(kernel: Kernel) -> Callable[[str, int], str]:
+    """Gives the text of a source line, "" without it."""
+
+    @functools.cache
+    def lines(file: str) -> list[str]:
+        return (kernel.source(file) or "").split("\n")
+
+    def text(file: str, line: int) -> str:
+        return lines(file)[line - 1].strip() if line <= len(lines(file)) else ""
+
+    return text
 
 
 def _depth(history: History, frame: int) -> int:

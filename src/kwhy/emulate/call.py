@@ -5,7 +5,6 @@
 """
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,7 +64,7 @@ class Outcome:
     def insns(self) -> Iterator[Insn]:
         """Each instruction that ran, once."""
         arch = architectures.of(self.scene.kernel.arch)
-        for block in set(self.scene.machine.track.blocks):
+        for block in self.scene.machine.track.distinct:
             try:
                 yield from decoded(arch, self.scene.memory.read(*block), *block).insns
             except MissingMemory:
@@ -290,7 +289,7 @@ class Caller:
     def instructions(self, scene: KernelScene) -> int:
         """How many instructions a scene's run took; a clock that cannot be told is noted."""
         total = 0
-        for block, times in Counter(scene.machine.track.blocks).items():
+        for block, times in scene.machine.track.distinct.items():
             try:
                 code = scene.memory.read(*block)
             except MissingMemory:

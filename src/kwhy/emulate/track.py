@@ -47,3 +47,12 @@ class Track:
     def blocks(self) -> list[tuple[int, int]]:
         """The blocks as (address, size)."""
         return list(zip(self.addresses.tolist(), self.sizes.tolist(), strict=True))
+
+    @cached_property
+    def distinct(self) -> dict[tuple[int, int], int]:
+        """Each block as (address, size), once, and how often it ran."""
+        # Kernel text lies within 48 bits of addresses, and no block is as long as a page.
+        packed = (self.addresses << np.uint64(16)) | self.sizes
+        _, first, times = np.unique(packed, return_index=True, return_counts=True)
+        found = zip(self.addresses[first].tolist(), self.sizes[first].tolist(), strict=True)
+        return dict(zip(found, times.tolist(), strict=True))
