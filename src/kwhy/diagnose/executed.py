@@ -31,8 +31,7 @@ def conditions(kernel: Kernel, history: History, steps: Sequence[int]) -> tuple[
     words = _words(kernel, history)
     last: dict[tuple[int, bool], int] = {}
     for step in steps:
-        branch = history.branches[step]
-        last[branch.address, branch.taken] = step
+        last[history.steps[step], history.taken(step)] = step
     chosen = sorted(last.values())[-MAX_CONDITIONS:]
     told = [condition(kernel, words, history, history.branches[step]) for step in chosen]
     out: list[Condition] = []

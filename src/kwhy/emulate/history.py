@@ -263,12 +263,24 @@ class History:
         """How the conditional jump or move at a step went, and what it asked."""
         insn = self.steps_of.insn(step)
         condition = decide(self.flags(step), insn.condition)
-        after = self.steps[step + 1] if step + 1 < self.steps_of.count else None
-        taken = after == insn.target if insn.kind == "branch" else bool(self._holds(condition))
+        jumped = self._jumped(step, insn)
+        taken = bool(self._holds(condition)) if jumped is None else jumped
         return Branch(
             step, self.frame_at[step], insn.address, insn.kind, taken, condition,
-            insn.target or insn.end, after,
+            insn.target or insn.end, self._after(step),
         )  # fmt: skip
+
+    def taken(self, step: int) -> bool:
+        """Whether the jump or move of a branch was made; cheaper than the whole ``branch``."""
+        jumped = self._jumped(step, self.steps_of.insn(step))
+        return self.branches[step].taken if jumped is None else jumped
+
+    def _jumped(self, step: int, insn: Insn) -> bool | None:
+        """Whether a jump was made; None of a move, which shows only in what it moved."""
+        return self._after(step) == insn.target if insn.kind == "branch" else None
+
+    def _after(self, step: int) -> int | None:
+        return self.steps[step + 1] if step + 1 < self.steps_of.count else None
 
     def flags(self, step: int) -> Flags:
         made = self.steps_of.maker(FLAGS, step)
