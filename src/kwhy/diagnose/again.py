@@ -16,9 +16,11 @@ from kwhy.case.evidence import PAGE, Evidence
 from kwhy.diagnose.analysis import Analysis, Watched
 from kwhy.diagnose.moving import Moving, reread
 from kwhy.emulate import Caller, Replay, replay
+from kwhy.emulate.asleep import sleeps, woken
 from kwhy.emulate.history import History
-from kwhy.emulate.replay import UNCOMPARED, Turn
-from kwhy.emulate.turned import led
+from kwhy.emulate.reach import objects
+from kwhy.emulate.replay import UNCOMPARED, Clock, Turn
+from kwhy.emulate.turned import led, swayed
 from kwhy.errors import KwhyError
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Callee, Decision, Hit
@@ -101,20 +103,27 @@ def execute(
     def base() -> Caller:
         return Caller(kernel)
 
-    def run(turns: tuple[Turn, ...] = ()) -> Replay:
+    def run(turns: tuple[Turn, ...] = (), clock: Clock = "begin") -> Replay:
         caller = _caller(base(), record, held.tasks)
-        return replay(caller, record, code, watch=branches, user=held.user, turns=turns)
+        return replay(
+            caller, record, code, watch=branches, user=held.user, turns=turns, clock=clock
+        )
 
-    def settled(turns: tuple[Turn, ...] = ()) -> Replay:
+    def settled(turns: tuple[Turn, ...], clock: Clock) -> Replay:
         evidence = kernel.evidence
-        once = functools.partial(run, turns)
+        once = functools.partial(run, turns, clock)
         return _settled(kernel, base, once, evidence) if isinstance(evidence, Moving) else once()
 
     try:
-        done = settled()
-        turned = None if done.agrees else led(run, done)
-        if turned is not None:
-            done = settled(turned.turns)
+        done = settled((), "begin")
+        # After a sleep the time of its end is quite another one than that of its beginning.
+        clocks: tuple[Clock, ...] = ("begin", "end") if sleeps(code, record) else ("end",)
+        for clock in clocks:
+            turned = None if done.agrees else led(functools.partial(run, clock=clock), done)
+            if turned is not None:
+                done = settled(turned.turns, clock)
+        again = functools.partial(run, clock=done.clock)
+        doubtful = swayed(again, done, objects(base().program)) if done.agrees else None
     except KwhyError as error:
         return Refused(f"the call was not executed again offline: {error}")
     if not done.agrees:
@@ -125,6 +134,11 @@ def execute(
         return Refused(
             "the call was executed again offline, which does not count: what has to be decided "
             "depends on what the call itself has changed"
+        )
+    if doubtful is not None:
+        return Refused(
+            "the call was executed again offline, which does not count: what has to be decided "
+            f"in {code.name(doubtful)}() depends on what others did while it slept"
         )
     return _accepted(record, done, code, branches)
 
@@ -195,7 +209,9 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
         Watched(hits, frozenset(branches), source="executed"),
         run.outcome.instructions,
         f"settled by executing the call again offline ({run.outcome.instructions} instructions, "
-        f"{made} calls): its result and its traced calls are the recorded ones" + _led(run, code),
+        f"{made} calls): its result and its traced calls are the recorded ones"
+        + _led(run, code)
+        + _slept(run),
         _loose(calls, code),
     )
 
@@ -226,7 +242,17 @@ def _led(run: Replay, code: Code) -> str:
     if not run.turns:
         return ""
     names = ", ".join(dict.fromkeys(f"{code.name(turn.address)}()" for turn in run.turns))
-    return f"; in {names} it was led past what the call itself has changed since"
+    whom = "the call itself or others have" if woken(run.history) else "the call itself has"
+    return f"; in {names} it was led past what {whom} changed since"
+
+
+def _slept(run: Replay) -> str:
+    """That it went on where the call waited."""
+    times = len(woken(run.history))
+    if not times:
+        return ""
+    once = "once" if times == 1 else f"{times} times"
+    return f"; it slept {once}, as recorded; what others did meanwhile is as memory shows it now"
 
 
 def _calls(history: History, code: Code) -> list[Call]:

@@ -67,7 +67,7 @@ CLOCKS = frozenset({
 
 _TIMES = frozenset({
     "jiffies", "jiffies_64", "tk_core", "timekeeper_data", "shadow_timekeeper", "tk_fast_mono",
-    "tk_fast_raw",
+    "tk_fast_raw", "mg_floor",
 })  # fmt: skip
 
 

@@ -8,11 +8,13 @@ assumed but compared: by the returned value, and by the calls that the recording
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from kwhy.arch import x86_64_emulation as arch
+from kwhy.emulate.asleep import SLEEPERS, Sleep, Sleeps, sleeps, stopped_asleep, waits, woken
 from kwhy.emulate.call import Caller, Outcome
 from kwhy.emulate.history import Branch, History
-from kwhy.emulate.limits import SKIPS, SLEEPS, STOPS, WAKES, YIELDS
+from kwhy.emulate.limits import SKIPS, WAKES, YIELDS
 from kwhy.emulate.machine import GENERAL, MAX_BLOCKS
 from kwhy.emulate.passing import Passed
 from kwhy.emulate.syscall import interface, run
@@ -21,7 +23,7 @@ from kwhy.flow.cfg import Code
 from kwhy.record.model import Call
 from kwhy.record.model import SyscallRecord as Record
 
-_AROUND = frozenset({name for name, why in STOPS.items() if why == SLEEPS}) | {
+_AROUND = SLEEPERS | {
     "rcu_note_context_switch", "__cond_resched", "preempt_schedule_common", "prepare_task_switch",
     "preempt_schedule_irq", "switch_mm_irqs_off", "finish_task_switch.isra.0",
 }  # fmt: skip
@@ -47,6 +49,11 @@ UNCOMPARED = _AROUND | _STORES | _CLOSED
 """Functions whose insides, and whose results, may be others than in the recorded call."""
 
 
+Clock = Literal["begin", "end"]
+"""When an execution begins: at the tick when the recorded call began, or when it ended, since what
+it has written at one tick (a time) it would not write again at the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A call in an execution: the function, what it called, what it returned (None: not back), and
@@ -64,7 +71,9 @@ class Difference:
 
     Where the calls differ: ``matched``, how many were the same before; ``frame``, the frame that
     went another way, somewhere in the steps from ``first`` to before ``last``, and ``wanted``, what
-    it should have called there (None: it should have returned).
+    it should have called there (None: it should have returned); ``waits``: that frame slept in the
+    recording, so that what it asked may have been changed by others; ``ended``: the execution makes
+    no more calls.
     """
 
     text: str
@@ -73,6 +82,8 @@ class Difference:
     frame: int | None = None
     first: int = 0
     last: int = 0
+    waits: bool = False
+    ended: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -81,11 +92,12 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Turn:
     """The ``run``-th execution (from 0) of the branch at ``address`` goes on at ``target``,
-    whatever it asks."""
+    whatever it asks; ``waits`` see :class:`Difference`."""
 
     address: int
     run: int
     target: int
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,8 @@ class Replay:
     ``root`` is its call graph; ``history.branches`` are all its branches, and ``history.value``
     tells the value of any term in them (see :mod:`kwhy.diagnose.executed` for their words).
     ``difference`` is None when the recording agrees. ``sights`` are the watched instructions that
-    ran, with their steps, in order. ``turns`` are the branches that were made to go the other way.
+    ran, with their steps, in order. ``turns`` are the branches that were made to go the other way;
+    ``clock``: at what time it began.
     """
 
     outcome: Outcome
@@ -112,6 +125,7 @@ class Replay:
     difference: Difference | None
     sights: list[tuple[int, Sight]]
     turns: tuple[Turn, ...] = ()
+    clock: Clock = "begin"
 
     @property
     def ret(self) -> int | None:
@@ -144,17 +158,20 @@ def enter(
     watch: Collection[int] = (),
     sights: list[Sight] | None = None,
     turns: Collection[Turn] = (),
+    waited: Sequence[Sleep] = (),
+    clock: Clock = "begin",
 ) -> Outcome:
     """Execute the call without comparing; what the watched instructions saw goes to ``sights``.
 
-    ``user`` has pages of the task's memory as the call saw them, where it has other ones by now.
+    ``user`` has pages of the task's memory as the call saw them, where it has other ones by now;
+    ``waited`` are sleeps that it goes on from.
     """
     face = interface(caller, record.name)
     if record.compat or face is None:
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
     scene = caller.scene(detail)
-    # What the call has written at one tick (a time) it would not write again at the same.
-    scene.turn_back(record.exit if turns else record.enter)
+    scene.set_clock(record.exit if clock == "end" else record.enter)
+    scene.sleeps = Sleeps(waited)
     scene.put_user_pages(user or {})
     if sights is not None:
         get = scene.machine.get
@@ -177,6 +194,7 @@ def replay(
     watch: Collection[int] = (),
     user: Mapping[int, bytes] | None = None,
     turns: tuple[Turn, ...] = (),
+    clock: Clock = "begin",
 ) -> Replay:
     """Execute ``record``'s call again as the caller's task, from its recorded arguments.
 
@@ -187,12 +205,13 @@ def replay(
     """
     sights: list[Sight] = []
     outcome = enter(
-        caller, record, user, limit=limit, detail=True, watch=watch, sights=sights, turns=turns
-    )
+        caller, record, user, limit=limit, detail=True, watch=watch, sights=sights, turns=turns,
+        waited=sleeps(code, record), clock=clock,
+    )  # fmt: skip
     history = outcome.history(code)
     root = _steps(history)
     difference = _difference(outcome, history, root, record, code)
-    return Replay(outcome, history, root, difference, _placed(history, sights), turns)
+    return Replay(outcome, history, root, difference, _placed(history, sights), turns, clock)
 
 
 def _placed(history: History, sights: Sequence[Sight]) -> list[tuple[int, Sight]]:
@@ -226,6 +245,8 @@ def _difference(
         return parted
     if got is None:
         text = f"it does not return: {outcome.end.reason}"
+        if parted is not None and parted.ended and stopped_asleep(history):
+            parted = _asleep(history, parted)
     elif got != record.ret:
         text = f"it returns {got}, the recording {record.ret}"
     elif record.entry is None:
@@ -237,6 +258,16 @@ def _difference(
     return Difference(text) if parted is None else replace(parted, text=text)
 
 
+def _asleep(history: History, parted: Difference) -> Difference:
+    """Of an execution that came to a sleep more: where it might have gone on instead."""
+    frame = history.all_frames[history.frame_at[-1]]
+    caller = history.all_frames[frame.parent or 0]
+    first = max((step for step in woken(history) if step > caller.begin), default=caller.begin)
+    return replace(
+        parted, wanted=None, frame=caller.number, first=first, last=frame.by, waits=True
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """A call that leaves a trace; ``depth`` counts only such."""
@@ -244,6 +275,7 @@ class _Seen:
     depth: int
     function: int
     frame: int | None = None
+    call: Call | None = None
 
 
 def _compare(code: Code, history: History, root: Step, call: Call) -> Difference | None:
@@ -255,7 +287,8 @@ def _compare(code: Code, history: History, root: Step, call: Call) -> Difference
         if one and other and (one.depth, one.function) == (other.depth, other.function):
             continue
         depth = max(each.depth for each in (one, other) if each)
-        around = next(each for each in reversed(mine[:at]) if each.depth == depth - 1)
+        outer = next(n for n in range(at - 1, -1, -1) if mine[n].depth == depth - 1)
+        around, recorded = mine[outer], theirs[outer].call
         was = code.name(other.function) if other and other.depth == depth else None
         now = code.name(one.function) if one and one.depth == depth else None
         name = code.name(around.function)
@@ -271,7 +304,8 @@ def _compare(code: Code, history: History, root: Step, call: Call) -> Difference
         first = frame.begin if before is around else last.end
         until = history.all_frames[one.frame].by if one and now and one.frame else frame.end
         wanted = other.function if other and was else None
-        return Difference(text, at, wanted, frame.number, first, until)
+        slept = recorded is not None and waits(code, recorded)
+        return Difference(text, at, wanted, frame.number, first, until, slept, at == len(mine))
     return None
 
 
@@ -293,7 +327,7 @@ def _traced(code: Code, call: Call, depth: int = 0) -> Iterator[_Seen]:
     if depth and (name in _AROUND | _STORES or call.kind == "interrupt"):
         return
     if call.kind == "traced" or not depth:
-        yield _Seen(depth, call.function)
+        yield _Seen(depth, call.function, call=call)
         depth += 1
     if name not in _CLOSED:
         for child in call.children:

@@ -4,11 +4,13 @@ The stack is one of our own, so that the sleeping task's frames (lists lead into
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from kwhy.arch import x86_64_emulation as arch
 from kwhy.case.evidence import PAGE, MissingMemory
 from kwhy.emulate import bugs, limits
+from kwhy.emulate.asleep import Sleep, Sleeps
 from kwhy.emulate.ground import Ground
 from kwhy.emulate.machine import MAX_BLOCKS, End, Machine
 from kwhy.emulate.memory import Memory, Page
@@ -24,11 +26,32 @@ _VM_READ, _VM_WRITE = 1, 2  # include/linux/mm.h
 _MASK = (1 << 64) - 1
 _INSTRUCTION = 15
 _NS = 1_000_000_000
-_CLOCK = ("xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift", "tkr_mono.base", "ktime_sec",
+_CLOCK = ("xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.base", "ktime_sec", "tkr_mono.shift",
           "xtime_interval")  # fmt: skip
 _TIMEKEEPER = 8
+_MAX_SCHEDULE_TIMEOUT = (1 << 63) - 1  # include/linux/sched.h: for ever
 _TOP_COPY = 512
 """Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What the timekeeper shows (struct timekeeper), and where it keeps the first four: seconds of
+    the day, the fraction of the second, nanoseconds and seconds of CLOCK_MONOTONIC; fractions and
+    the length of a tick are in ns << ``shift``."""
+
+    places: tuple[int, int, int, int]
+    wall: int
+    fraction: int
+    base: int
+    monotonic: int
+    shift: int
+    tick: int
+    jiffies: int
+
+    def ticks_since(self, monotonic: int) -> int:
+        """How many ticks ago the last one before that time was."""
+        return -(-(((self.base - monotonic) << self.shift) + self.fraction) // self.tick)
 
 
 class KernelScene:
@@ -46,6 +69,8 @@ class KernelScene:
         self.skipped: list[str] = []
         self.notes: list[str] = []
         self.asked_time = False
+        self.sleeps = Sleeps(())
+        """Those that a run goes on from, as woken; at any other it ends."""
         self._free = SCRATCH
         self.memory = Memory(self._page)
         self._word = self.memory.reader(8)
@@ -202,12 +227,15 @@ class KernelScene:
         name = self.ground.planted.get(address)
         if name is None:
             return self._unprobe(machine, address)
-        if name == "schedule" and self._runs():
-            self._leave(machine, 0)
-            return None
         if name in limits.STOPS:
-            return End("stopped", address, f"{limits.STOPS[name]} ({name}())")
-        if name in limits.CLOCKS:
+            sleep = self.sleeps.met(address, self.word(machine.get(arch.STACK)))
+            if sleep is not None:
+                self._wake(machine, name, sleep)
+            elif name == "schedule" and self._runs():
+                self._leave(machine, 0)
+            else:
+                return End("stopped", address, f"{limits.STOPS[name]} ({name}())")
+        elif name in limits.CLOCKS:
             self.asked_time = True
             self._leave(machine, self._last_cycle)
         else:
@@ -220,6 +248,15 @@ class KernelScene:
         """Whether the task is not about to sleep: it lets others run and goes on (sched_yield)."""
         state = self.word(self._task_field("__state", "state"))
         return not state & 0xFFFFFFFF
+
+    def _wake(self, machine: Machine, name: str, sleep: Sleep) -> None:
+        """Return from a sleep, at the time when it was over."""
+        left = machine.get(arch.ARGUMENTS[0])
+        if left < _MAX_SCHEDULE_TIMEOUT and name == "schedule_timeout":
+            left = max(0, left - self._ticks(sleep.begin, sleep.end))
+        self.set_clock(sleep.end)
+        self.memory.poke(self._task_field("__state", "state"), bytes(4))
+        self._leave(machine, left)
 
     def _woken(self, machine: Machine) -> int:
         """Whether the task of the first argument is asleep in a state of the second."""
@@ -264,32 +301,50 @@ class KernelScene:
         # Both begin with a sequence counter, then the timekeeper (kernel/time/timekeeping.c).
         return start + _TIMEKEEPER + field.offset
 
-    def turn_back(self, monotonic: int) -> None:
+    def set_clock(self, monotonic: int) -> None:
         """Set the clocks to the last tick before a time of CLOCK_MONOTONIC (ns), if that is past.
 
         A file's times are those of a tick, and the kernel compares them with the present one.
         """
-        places = [self._clock(name) for name in _CLOCK]
-        seconds, nanoseconds, shift, base, monotonic_seconds, tick = places
-        if None in (seconds, nanoseconds, shift, base, monotonic_seconds, tick):
+        now = self._now
+        if now is None:
             return
-        assert seconds and nanoseconds and shift and base and monotonic_seconds and tick
-        bits = self.word(shift) & 0xFF  # times are in ns << bits
-        length, fraction = self.word(tick), self.word(nanoseconds)
-        late = ((self.word(base) - monotonic) << bits) + fraction
-        if length <= 0 or late <= 0:
-            return
-        ticks = -(-late // length)
-        wall, second = self.word(seconds), _NS << bits
-        moved = wall * second + fraction - ticks * length
-        back = wall - moved // second
-        self._write(nanoseconds, moved % second)
-        self._write(seconds, moved // second)
-        self._write(base, self.word(base) - back * _NS)
-        self._write(monotonic_seconds, self.word(monotonic_seconds) - back)
-        jiffies = self.kernel.symbols.address("jiffies_64")
+        ticks = max(0, now.ticks_since(monotonic))
+        second = _NS << now.shift
+        moved = now.wall * second + now.fraction - ticks * now.tick
+        back = now.wall - moved // second
+        values = (moved // second, moved % second, now.base - back * _NS, now.monotonic - back)
+        for place, value in zip(now.places, values, strict=True):
+            self._write(place, value)
+        symbols = self.kernel.symbols
+        jiffies, floor = symbols.address("jiffies_64"), symbols.address("mg_floor")
         if jiffies is not None:
-            self._write(jiffies, self.word(jiffies) - ticks)
+            self._write(jiffies, now.jiffies - ticks)
+        if floor is not None:  # no time of a file has been later (kernel/time/timekeeping.c)
+            self._write(floor, min(self.word(floor), values[2] + (values[1] >> now.shift)))
+
+    def _ticks(self, begin: int, end: int) -> int:
+        """How many ticks there were between two times of CLOCK_MONOTONIC (ns)."""
+        now = self._now
+        return now.ticks_since(begin) - now.ticks_since(end) if now else 0
+
+    @cached_property
+    def _now(self) -> _Now | None:
+        """What the clocks show; None when they cannot be found, or do not tick."""
+        places = [self._clock(name) for name in _CLOCK]
+        wall, fraction, base, monotonic, shift, tick = places
+        if None in places:
+            return None
+        assert wall and fraction and base and monotonic and shift and tick
+        jiffies = self.kernel.symbols.address("jiffies_64")
+        length = self.word(tick)
+        if length <= 0:
+            return None
+        return _Now(
+            (wall, fraction, base, monotonic),
+            self.word(wall), self.word(fraction), self.word(base), self.word(monotonic),
+            self.word(shift) & 0xFF, length, self.word(jiffies) if jiffies is not None else 0,
+        )  # fmt: skip
 
     def put_user_pages(self, pages: Mapping[int, bytes]) -> None:
         """Let the task's memory have these pages, also where it has given them back since."""

@@ -8,7 +8,7 @@ walked to, so that a question about a few steps of a long run costs little.
 import bisect
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,8 +77,12 @@ class Steps:
             if len(before) == len(insns) or insns[len(before)].address != cut.at:
                 continue  # it was left from its end
             again = cut.block + 1 < len(addresses) and int(addresses[cut.block + 1]) == cut.at
+            left = insns[: len(before) + (not again)]
+            if not before and not again:  # a trap: the function was left with a result made up
+                left = [replace(left[0], effects=(("forget", (self.arch.result,)),),
+                                defines=frozenset({self.arch.result}))]  # fmt: skip
             self.ids[cut.block] = len(self.blocks)
-            self.blocks.append(_with_makers(insns[: len(before) + (not again)]))
+            self.blocks.append(_with_makers(left))
 
     # -- which instruction -------------------------------------------------------------------------
 
@@ -199,6 +203,14 @@ class Steps:
         """The writes from access number ``since`` on."""
         for number in np.flatnonzero(self._accesses[0]["write"][since:]).tolist():
             yield self.access(since + number)
+
+    def stored(self, values: range, before: int) -> Iterator[Access]:
+        """The writes of words before access number ``before`` whose value is one of these."""
+        accesses = self._accesses[0][:before]
+        whole = (accesses["write"] == 1) & (accesses["size"] == 8)
+        inside = (accesses["value"] >= values.start) & (accesses["value"] < values.stop)
+        for number in np.flatnonzero(whole & inside).tolist():
+            yield self.access(number)
 
     def access_step(self, number: int) -> int:
         """The step that made an access."""
