@@ -12,7 +12,8 @@ from kwhy.case.evidence import Round
 from kwhy.diagnose import rounds
 from kwhy.diagnose.analysis import analyse, probe_addresses, probe_definitions, probed
 from kwhy.diagnose.fail import explain_call
-from kwhy.diagnose.sites import Site, held, led_to, locate
+from kwhy.diagnose.sites import Site, led_to, locate
+from kwhy.diagnose.truth import held
 from kwhy.errors import NothingToExplain
 from kwhy.flow.cfg import Code
 from kwhy.flow.explore import Decision

@@ -5,7 +5,8 @@ from typing import cast
 
 import pytest
 
-from kwhy.diagnose.sites import Site, case_makes, locate, truth
+from kwhy.diagnose.sites import Site, case_makes, locate
+from kwhy.diagnose.truth import truth
 from kwhy.flow.explore import Decision
 from kwhy.flow.terms import Term, sym
 from kwhy.kernel.model import Kernel

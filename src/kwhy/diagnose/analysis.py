@@ -13,10 +13,10 @@ from kwhy.diagnose.sites import (
     case_label,
     case_makes,
     following,
-    held,
     instead,
     locate,
 )
+from kwhy.diagnose.truth import held
 from kwhy.flow.cfg import Code, Function, base_name
 from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Callee, Decision, Hit, Node, entry_state, prune

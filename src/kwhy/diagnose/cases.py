@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kwhy.diagnose.sites import Site, asked, led_to, locate
+from kwhy.diagnose.sites import Site, led_to, locate
+from kwhy.diagnose.truth import asked
 from kwhy.diagnose.words import Words
 from kwhy.flow.explore import Decision, Node
 from kwhy.flow.origin import Finding

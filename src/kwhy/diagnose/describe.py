@@ -1,5 +1,6 @@
 """One way to explain a failure, in the words of a verdict."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,17 +10,19 @@ from kwhy.diagnose.cases import Case, cases_of
 from kwhy.diagnose.excerpt import excerpts, path_of
 from kwhy.diagnose.sites import (
     DEFAULT,
+    LOOPS,
     Site,
     case_label,
     following,
-    held,
     instead,
     led_to,
     locate,
 )
+from kwhy.diagnose.truth import held
 from kwhy.diagnose.words import Words, oriented, readable
 from kwhy.errors import FATAL
 from kwhy.flow.explore import Decision, Node, prune
+from kwhy.flow.loops import leaves
 from kwhy.flow.origin import Finding
 from kwhy.flow.terms import assume, domain, known, low
 from kwhy.kernel.model import Kernel
@@ -33,6 +36,9 @@ from kwhy.verdict import (
     Statement,
     Verdict,
 )
+
+_SAME = re.compile(r"(.+) [=<>]= \1")
+"""What holds whatever the values are."""
 
 
 class Describer:
@@ -105,12 +111,34 @@ class Describer:
         """The enclosing conditions and the deciding one, outermost first."""
         if not case.edges or case.site is None:
             return ()
-        node, decision = case.edges[0]
-        deciding = self.condition(case.finding, node, decision, case.site)
+        made = {
+            self.words.condition(decision.condition, decision.taken): self.condition(
+                case.finding, node, decision, case.site
+            )
+            for node, decision in case.edges
+        }
+        deciding = next(iter(made.values()))
         if len(case.edges) > 1 and case.site.condition is not None:
-            whole = dict.fromkeys(self.words.condition(d.condition, d.taken) for _, d in case.edges)
-            deciding = replace(deciding, expr=" or ".join(whole), atom=None)
+            deciding = self._together(case, deciding, made)
         return (*self._enclosing(case), deciding)
+
+    def _together(self, case: Case, first: Condition, made: dict[str, Condition]) -> Condition:
+        """Several branches at one source condition as one condition of the verdict.
+
+        Where one way out needs the condition to be true and another to be false, the lines of one
+        of them are another statement's: then there is no telling by lines.
+        """
+        ended = [one for one in made.values() if one.taken is False and self._loop(case)]
+        whole = replace(ended[0] if ended else first, expr=" or ".join(made), atom=None)
+        if ended or len({one.taken for one in made.values()}) == 1:
+            return whole
+        telling = [expr for expr in made if not _SAME.fullmatch(expr)]
+        return replace(whole, expr=" or ".join(telling), text="", statement=None)
+
+    @staticmethod
+    def _loop(case: Case) -> bool:
+        condition = case.site.condition if case.site else None
+        return condition is not None and condition.kind in LOOPS
 
     def _enclosing(self, case: Case) -> tuple[Condition, ...]:
         site = case.site
@@ -144,7 +172,10 @@ class Describer:
         function = finding.frame.function
         other_way = instead(function, node, decision)
         error = errno_name(finding.frame.want)
-        truth = held(self.kernel, site, decision, after, other_way, error)
+        left = None
+        if source is not None and source.kind in LOOPS and after and other_way:
+            left = leaves(function, node.segment.start, after[0], other_way[0])
+        truth = held(self.kernel, site, decision, after, other_way, error, left)
         if decision.kind == "fault":
             expr = "the access to user memory faulted" if decision.taken else "no fault"
         elif decision.kind == "switch":

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from kwhy.diagnose.errors import made
-from kwhy.diagnose.sites import led_to, locate, truth
+from kwhy.diagnose.sites import led_to, locate
+from kwhy.diagnose.truth import truth
 from kwhy.diagnose.words import Words, number, oriented, readable
 from kwhy.emulate.history import Branch, History
 from kwhy.flow.explore import Decision

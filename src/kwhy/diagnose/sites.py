@@ -12,6 +12,7 @@ from kwhy.kernel.source import Condition as SourceCondition
 from kwhy.kernel.source import Statement
 
 NEARBY = 6
+LOOPS = frozenset({"for", "while", "do"})
 _HEADS = frozenset({"if", "while", "do", "for", "switch", "?:", "macro"})
 
 
@@ -73,9 +74,6 @@ def locate(kernel: Kernel, address: int) -> Site:
     )
 
 
-_COMPARISON = re.compile(r"(?<![-<>=!])(==|!=|<=|>=|<|>)(?![<>=])")
-
-
 def following(node: Node, decision: Decision, count: int = 4) -> list[Node]:
     """The nodes right after a decision, as long as there is just one way."""
     out: list[Node] = []
@@ -98,220 +96,6 @@ def instead(function: Function, node: Node, decision: Decision, count: int = 4) 
         onward = function.segments[start].successors()
         start = onward[0] if len(onward) == 1 else None
     return out
-
-
-def held(
-    kernel: Kernel,
-    site: Site,
-    decision: Decision,
-    after: list[int],
-    other_way: list[int],
-    error: str | None = None,
-) -> bool:
-    """Whether the source condition was true when the branch went as it did; if unsure, True.
-
-    See :func:`truth`.
-    """
-    if site.condition is None:
-        return decision.taken
-    found = truth(kernel, site, decision, after, other_way, error)
-    return True if found is None else found
-
-
-def truth(
-    kernel: Kernel,
-    site: Site,
-    decision: Decision,
-    after: list[int],
-    other_way: list[int],
-    error: str | None = None,
-    *,
-    same: bool = True,
-    guess: bool = True,
-) -> bool | None:
-    """Whether the source condition was true when the branch went so; None when it is not clear.
-
-    ``after`` are addresses that ran next, ``other_way`` those that would have had it gone the other
-    way. The comparison itself tells where source and machine compare alike (never, unless
-    ``same``); else those lines do; else the statement that makes ``error`` (ENOENT), to which the
-    branch led. Without ``guess`` there is no answer where both ways lead to the same lines, or
-    where a macro or inlined predicate compares something and nothing but that tells.
-    """
-    condition = site.condition
-    if condition is None:
-        return None
-    polarity = _by_polarity(condition, decision) if same else None
-    inside = _inside_the_predicate(kernel, condition, decision)
-    found = None if inside else polarity
-    if found is None:
-        found = _by_lines(kernel, site, condition, after)
-        other = _by_lines(kernel, site, condition, other_way)
-        if found is None:
-            found = None if other is None else not other
-        elif found == other and not guess:  # both ways lead there, as in a loop
-            return None
-    if found is None:
-        found = _by_chain(kernel, site, condition, other_way)
-    if found is None and error is not None:
-        found = _by_error(kernel, site, condition, error)
-    if found is None and _skips(kernel, site, condition, after):
-        found = False
-    if found is None and _skips(kernel, site, condition, other_way):
-        found = True
-    if found is None and (guess or not inside):
-        found = polarity
-    return found
-
-
-def _by_chain(
-    kernel: Kernel, site: Site, condition: SourceCondition, other_way: list[int]
-) -> bool | None:
-    """Cutting a chain short settles it: ``a && b`` is false without ``b``, ``a || b`` true."""
-    operators = {op for op in ("&&", "||") if op in condition.text}
-    again = any(
-        condition.start <= line <= condition.end for line in _lines(kernel, site, other_way)
-    )
-    return operators == {"||"} if again and len(operators) == 1 else None
-
-
-def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str) -> bool | None:
-    parsed = kernel.parsed(site.file) if site.file else None
-    sides = []
-    for line in (condition.then_line, condition.else_line):
-        statement = parsed.statement(line) if parsed and line else None
-        sides.append(
-            statement is not None and re.search(rf"-{error}\b", statement.text) is not None
-        )
-    return sides[0] if sides[0] != sides[1] else None
-
-
-_LEAVES = re.compile(r"(?:return|goto|break|continue)\b")
-
-
-def _skips(
-    kernel: Kernel, site: Site, condition: SourceCondition, addresses: list[int]
-) -> bool:
-    """Whether a way goes on right behind an ``if`` whose own statement leaves for elsewhere."""
-    parsed = kernel.parsed(site.file) if site.file else None
-    if parsed is None or condition.then_line is None or condition.else_line is not None:
-        return False
-    leaving = parsed.statement(condition.then_line)
-    behind = led_to(kernel, site, False)
-    if leaving is None or behind is None or not _LEAVES.match(leaving.text):
-        return False
-    for line in _lines(kernel, site, addresses):
-        if not condition.start <= line <= condition.end:
-            return line == behind.start
-    return False
-
-
-_CALL = re.compile(r"(\w+)\(")
-
-
-def _inside_the_predicate(kernel: Kernel, condition: SourceCondition, decision: Decision) -> bool:
-    """Whether the machine compares what a macro or inlined predicate does, not what it returns.
-
-    ``d_flags_negative(flags)`` holds when the tested bits are zero, ``fd_empty(f)`` when ``f`` is.
-    """
-    core, _ = _unwrapped(condition.core)
-    called = _CALL.match(core)
-    if decision.condition is None or called is None or core.startswith("IS_ERR"):
-        return False
-    term = decision.condition[1]
-    while isinstance(term, tuple) and term[0] in ("low", "sext"):
-        term = term[2]
-    result = isinstance(term, tuple) and term[0] == "ret"
-    return not (result and kernel.symbols.vmlinux.variants(called[1]))
-
-
-# A macro such as RB_WARN_ON(buffer, !head): what the machine compares is negated inside.
-_NEGATING = re.compile(r"[A-Z][A-Z0-9_]*\(.*!")
-_WRAPPED = re.compile(r"(?:data_race|READ_ONCE|likely|unlikely|WARN_ON(?:_ONCE)?|)\((.*)\)$")
-
-
-def _unwrapped(text: str) -> tuple[str, bool]:
-    """``text`` without what does not change its truth, and whether an odd number of ``!`` went."""
-    flipped = False
-    while True:
-        found = _WRAPPED.match(text)
-        if found is not None and _balanced(found[1]):
-            text = found[1].strip()
-        elif text.startswith("!") and not text.startswith("!=") and not _COMPARISON.search(text):
-            text, flipped = text[1:].strip(), not flipped
-        else:
-            return text, flipped
-
-
-def asked(condition: SourceCondition) -> str:
-    """What a condition asks, without negation, hints and error tests: ``sock`` of ``!sock``."""
-    core, _ = _unwrapped(condition.core)
-    found = re.fullmatch(r"IS_ERR(?:_OR_NULL|_VALUE)?\((.*)\)", core)
-    return found[1].strip() if found else core
-
-
-def _by_polarity(condition: SourceCondition, decision: Decision) -> bool | None:
-    single = "&&" not in condition.text and "||" not in condition.text
-    if decision.condition is None or not (condition.certain or single):
-        return None
-    op, _, b, _ = oriented(decision.condition, decision.taken)
-    core = condition.core if condition.certain else condition.text
-    negated = condition.negated if condition.certain else False
-    core, flipped = _unwrapped(core)
-    negated = negated != flipped
-    if re.match(r"IS_ERR(_VALUE)?\(", core):
-        truth = {"ugt": True, "uge": True, "ult": False, "ule": False}.get(op)
-    elif "?" in core or "&&" in core or "||" in core or _NEGATING.match(core):
-        return None
-    else:
-        found = _COMPARISON.search(_outside(core))
-        if found is None:
-            truth = {"eq": False, "ne": True}.get(op) if b == 0 else None
-        elif found[1] in ("==", "!="):
-            equal = {"eq": True, "ne": False}.get(op)
-            truth = None if equal is None else equal == (found[1] == "==")
-        elif isinstance(b, int) and op not in ("eq", "ne"):
-            truth = op[1] == ("l" if found[1][0] == "<" else "g")
-        else:
-            truth = None
-    if truth is None:
-        return None
-    return truth != negated
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _outside(text: str) -> str:
-    """``text`` with everything in brackets blanked."""
-    depth = 0
-    out = []
-    for char in text:
-        if char in "([":
-            depth += 1
-        out.append(char if not depth else " ")
-        if char in ")]":
-            depth -= 1
-    return "".join(out).replace("->", "  ")
-
-
-def _by_lines(
-    kernel: Kernel, site: Site, condition: SourceCondition, addresses: list[int]
-) -> bool | None:
-    end = condition.statement_end or condition.end
-    for line in _lines(kernel, site, addresses):
-        if condition.start <= line <= condition.end:
-            continue
-        if condition.else_line is not None and condition.else_line <= line <= end:
-            return False
-        if condition.then_line is not None and condition.then_line <= line <= end:
-            return True
-    return None
 
 
 DEFAULT = "default"
@@ -367,7 +151,7 @@ def _label_by_lines(
 ) -> str | None:
     parsed = kernel.parsed(site.file) if site.file else None
     after = following(node, decision, MAX_COMPARISONS)
-    for line in _lines(kernel, site, (insn.address for n in after for insn in n.segment.insns)):
+    for line in lines(kernel, site, (insn.address for n in after for insn in n.segment.insns)):
         if not condition.start <= line <= condition.statement_end:
             return DEFAULT if decision.kind == "branch" else None
         label = parsed.case_label(line, condition.start) if parsed else None
@@ -376,7 +160,7 @@ def _label_by_lines(
     return None
 
 
-def _lines(kernel: Kernel, site: Site, addresses: Iterable[int]) -> Iterator[int]:
+def lines(kernel: Kernel, site: Site, addresses: Iterable[int]) -> Iterator[int]:
     """The lines of ``site``'s function that the addresses belong to."""
     for address in addresses:
         for frame in kernel.frames(address):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kwhy.arch import Arch
-from kwhy.diagnose.sites import Site, locate, truth
+from kwhy.diagnose.sites import Site, locate
 from kwhy.diagnose.spin_frames import function_of
 from kwhy.diagnose.spin_loop import Watched, never_taken, result_size, result_values
+from kwhy.diagnose.truth import truth
 from kwhy.flow.cfg import Code, Function, Segment
 from kwhy.flow.explore import Decision
 from kwhy.flow.state import Condition

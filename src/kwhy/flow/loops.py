@@ -117,6 +117,16 @@ def _loop(ways: "nx.DiGraph[int]", head: int, body: set[int], natural: bool = Tr
     return Loop(head, frozenset(body), tuple(exits), natural)
 
 
+def leaves(function: Function, start: int, to: int, other: int) -> bool | None:
+    """Whether the way from a segment to another leaves the smallest loop around it, in which
+    ``other`` would have gone on; False when it is the reverse, None when neither."""
+    for loop in loops(function):
+        if start in loop.body:
+            inside = to in loop.body, other in loop.body
+            return inside[1] if inside[0] != inside[1] else None
+    return None
+
+
 def segment_at(function: Function, address: int) -> Segment | None:
     """The segment that holds the instruction at ``address``."""
     for segment in function.segments.values():

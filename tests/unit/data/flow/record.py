@@ -16,7 +16,8 @@ from typing import Any
 from kwhy.arch import Arch
 from kwhy.case.casefile import CaseFile
 from kwhy.diagnose import analysis, rounds
-from kwhy.diagnose.sites import following, held, instead, locate
+from kwhy.diagnose.sites import following, instead, locate
+from kwhy.diagnose.truth import held
 from kwhy.flow.cfg import Code, Function, base_name
 from kwhy.flow.decide import Passing
 from kwhy.flow.explore import Decision, Node
