@@ -235,3 +235,12 @@ def test_the_facts_of_the_architecture() -> None:
     assert set(ARCH.registers) | {"flags"} == set(ARCH.probe_registers)
     with pytest.raises(KeyError):
         architectures.of("s390x")
+
+
+def test_flags_are_made_for_a_condition_to_hold_or_not() -> None:
+    """Of every condition that flags tell there are some for either way."""
+    for condition in ("eq", "ne", "ult", "uge", "ule", "ugt", "slt", "sge", "sle", "sgt", "neg"):
+        for holds in (True, False):
+            flags = ARCH.flags_for(condition, holds)
+            assert flags is not None and ARCH.condition_holds(condition, flags) is holds
+    assert ARCH.flags_for("no such condition", True) is None

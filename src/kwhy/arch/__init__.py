@@ -76,6 +76,7 @@ class Arch:
     trace_site: Callable[[bytes], int | None]
     is_tracer: Callable[[str], bool]
     condition_holds: Callable[[str, int], bool | None]
+    flags_for: Callable[[str, bool], int | None]
     is_return_thunk: Callable[[str], bool]
     indirect_thunk: Callable[[str], str | None]
     probe_registers: dict[str, str]

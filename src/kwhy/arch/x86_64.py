@@ -59,6 +59,12 @@ def condition_holds(condition: str, flags: int) -> bool | None:
     }.get(condition)  # fmt: skip
 
 
+def flags_for(condition: str, holds: bool) -> int | None:
+    """A value of RFLAGS of which a condition is true, or is not; None when there is none."""
+    values = (0, _CF, _PF, _ZF, _SF, _OF)
+    return next((flags for flags in values if condition_holds(condition, flags) == holds), None)
+
+
 def trace_site(code: bytes) -> int | None:
     """Offset of the function tracer's patch site in a function's first bytes, None if it has none.
 
@@ -506,6 +512,7 @@ ARCH = Arch(
     trace_site=trace_site,
     is_tracer=is_tracer,
     condition_holds=condition_holds,
+    flags_for=flags_for,
     is_return_thunk=is_return_thunk,
     indirect_thunk=indirect_thunk,
     # kprobe event arguments: arch/x86/kernel/ptrace.c, regoffset_table.

@@ -19,7 +19,8 @@ from kwhy.emulate import Caller, Replay, replay
 from kwhy.emulate.asleep import sleeps, woken
 from kwhy.emulate.history import History
 from kwhy.emulate.reach import objects
-from kwhy.emulate.replay import UNCOMPARED, Clock, Turn
+from kwhy.emulate.replay import UNCOMPARED, Clock, Sight, Turn
+from kwhy.emulate.steps import FLAGS
 from kwhy.emulate.turned import led, swayed
 from kwhy.errors import KwhyError
 from kwhy.flow.cfg import Code
@@ -33,6 +34,8 @@ PATIENCE = 5.0
 """Seconds to wait for memory that does not contradict itself,"""
 ROUNDS = 8
 """but on a slow machine at least so many executions."""
+TRIES = 2
+"""How often to lead a call that slept past what has changed, each on memory read anew."""
 CLUSTER = 64 * PAGE
 """Of the memory map: the ``struct page`` of 4096 pages."""
 NEAR = 50_000_000
@@ -116,9 +119,13 @@ def execute(
 
     try:
         done = settled((), "begin")
-        # After a sleep the time of its end is quite another one than that of its beginning.
-        clocks: tuple[Clock, ...] = ("begin", "end") if sleeps(code, record) else ("end",)
-        for clock in clocks:
+        # After a sleep the time of its end is quite another one than that of its beginning; and
+        # much is executed only then, which may find torn what was whole up to there.
+        slept = sleeps(code, record)
+        clocks: tuple[Clock, ...] = ("begin", "end") * TRIES if slept else ("end",)
+        for number, clock in enumerate(clocks):
+            if number and not done.agrees:
+                reread(kernel)
             turned = None if done.agrees else led(functools.partial(run, clock=clock), done)
             if turned is not None:
                 done = settled(turned.turns, clock)
@@ -201,7 +208,8 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
     hits: dict[int, list[tuple[int, Hit]]] = {}
     for step, sight in run.sights:
         call = calls[run.history.frame_at[step]]
-        hits.setdefault(id(call), []).append((step, Hit(sight.address, sight.registers)))
+        values = _as_it_went(run.history, step, sight)
+        hits.setdefault(id(call), []).append((step, Hit(sight.address, values)))
     executed = replace(record, calls=[calls[0]], entry=calls[0], probes=[], interrupts=[])
     made = sum(1 for _ in calls[0].walk())
     return Again(
@@ -214,6 +222,24 @@ def _accepted(record: SyscallRecord, run: Replay, code: Code, branches: Collecti
         + _slept(run),
         _loose(calls, code),
     )
+
+
+def _as_it_went(history: History, step: int, sight: Sight) -> dict[str, int]:
+    """What a watched branch saw, with flags by which it goes as it went.
+
+    The emulator works out the flags when they are asked for, and not always those of that moment.
+    """
+    values = dict(sight.registers)
+    branch, insn = history.branches.get(step), history.insn(step)
+    if branch is None or insn is None:
+        return values
+    known = branch.kind == "branch" or history.holds(branch.condition) is not None
+    flags = history.arch.flags_for(insn.condition, branch.taken) if known else None
+    if flags is None:
+        values.pop(FLAGS, None)
+    elif history.arch.condition_holds(insn.condition, values[FLAGS]) != branch.taken:
+        values[FLAGS] = flags
+    return values
 
 
 def _loose(calls: Sequence[Call], code: Code) -> frozenset[int]:

@@ -264,7 +264,7 @@ class History:
         insn = self.steps_of.insn(step)
         condition = decide(self.flags(step), insn.condition)
         jumped = self._jumped(step, insn)
-        taken = bool(self._holds(condition)) if jumped is None else jumped
+        taken = bool(self.holds(condition)) if jumped is None else jumped
         return Branch(
             step, self.frame_at[step], insn.address, insn.kind, taken, condition,
             insn.target or insn.end, self._after(step),
@@ -371,7 +371,7 @@ class History:
             self._cut_short = False
         return found
 
-    def _holds(self, condition: Condition | None) -> bool | None:
+    def holds(self, condition: Condition | None) -> bool | None:
         """Whether a comparison holds for the concrete values; None when one of them is lost."""
         if condition is None:
             return None

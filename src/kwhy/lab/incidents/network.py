@@ -72,6 +72,36 @@ NETWORK: Final[tuple[Incident, ...]] = (
         trap="the default of a big switch",
     ),
     Incident(
+        "sockopt_ulp",
+        "setsockopt",
+        "ENOENT",
+        (
+            Truth(
+                "net/ipv4/tcp_ulp.c",
+                "tcp_ulp_find",
+                "list_for_each_entry_rcu(e, &tcp_ulp_list, list, "
+                "lockdep_is_held(&tcp_ulp_list_lock))",
+                holds=False,
+            ),
+            Truth("net/ipv4/tcp_ulp.c", "tcp_set_ulp", "!ulp_ops"),
+        ),
+        trap="the call sleeps in its middle, until modprobe has ended",
+    ),
+    Incident(
+        "socket_proto",
+        "socket",
+        "EPROTONOSUPPORT",
+        (
+            Truth(
+                "net/ipv4/af_inet.c",
+                "inet_create",
+                "list_for_each_entry_rcu(answer, &inetsw[sock->type], list)",
+                holds=False,
+            ),
+        ),
+        trap="what is at the end of the loop's body runs behind the loop; the call sleeps twice",
+    ),
+    Incident(
         "send_pending",
         "sendto",
         "ECONNREFUSED",

@@ -46,6 +46,7 @@ CARRIERS: Final[dict[str, tuple[str, ...]]] = {
     "shmem_inode_acct_block": ("shmem_alloc_and_acct_page", "shmem_alloc_and_acct_folio"),
     "shmem_reserve_inode": ("shmem_get_inode", "__shmem_get_inode"),
     "sock_error": ("__inet_stream_connect", "sock_alloc_send_pskb"),
+    "tcp_ulp_find": ("tcp_set_ulp",),
     "thread_group_empty": ("ksys_unshare",),
     "tiocspgrp": ("tty_jobctrl_ioctl",),
     "unix_find_bsd": ("unix_find_other",),
