@@ -94,6 +94,9 @@ def _calls(table: Table, found: dict[str, Any]) -> None:
     for pages, microseconds in found["rollback"].items():
         table.add_row(f"undoing {pages} written pages", f"{microseconds:.1f} µs", "", "", "")
     table.add_row("first call on a dump", f"{found['first_call_seconds']:.1f} s", "", "", "< 1.5 s")
+    table.add_row(
+        "  its processor time", f"{found['first_call_processor_seconds']:.1f} s", "", "", ""
+    )
 
 
 def _explore(table: Table, found: dict[str, Any]) -> None:
