@@ -1,17 +1,22 @@
 """The emulated memory: loaded once, copied before the first write, put back at no great cost."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import unicorn
+from tests.unit.flow_build import toy
 
 from kwhy.arch.x86_64 import ARCH
 from kwhy.case.evidence import PAGE, MissingMemory
 from kwhy.emulate import compiled
+from kwhy.emulate.history import History
 from kwhy.emulate.machine import End, Machine
 from kwhy.emulate.memory import Change, Memory, Page
 from kwhy.emulate.steps import Access, Steps
+from kwhy.emulate.track import Track
+from kwhy.flow.cfg import Code
 
 DATA = 0xFFFF888000001000
 CODE = 0xFFFFFFFF81000000
@@ -144,6 +149,16 @@ def test_instructions_and_their_accesses_are_those_of_the_emulator() -> None:
     assert seen == steps.addresses
     texts = [steps.insn(steps.access_step(number)).text for number in range(6)]
     assert ["mov rbx, qword ptr [rax]", "mov qword ptr [rax + 8], rbx"] * 3 == texts
+
+
+def test_blocks_and_branches_are_told_without_a_list_of_what_ran() -> None:
+    """How often each block ran, and which way a branch went, cheaply as in full."""
+    _end, machine, space = run(LOOP, detail=True)
+    assert Counter(machine.track.blocks) == machine.track.distinct
+    history = History(Code(toy(), ARCH), machine.track, space.read)
+    assert [True, True, False] == [history.taken(step) for step in history.branches]
+    assert all(each.taken == history.taken(step) for step, each in history.branches.items())
+    assert {} == Track().distinct
 
 
 def test_each_instruction_and_access_is_tracked() -> None:
