@@ -178,9 +178,13 @@ time.sleep(100)
 """
 
 
-def test_seccomp_filters_are_asked_in_a_dry_run(guests: Guests) -> None:
-    """A filter that answers mkdir() itself, and lets other calls through; as the real ones end."""
-    with lab.open_link(guests("6.12")) as link:
+def test_seccomp_filters_are_asked_in_a_dry_run(guests: Guests, tmp_path: Path) -> None:
+    """A filter that answers mkdir() itself, and lets other calls through; as the real ones end.
+
+    The case of such a run can be asked other questions.
+    """
+    guest, case = guests("6.12"), str(tmp_path / "mkdir.kwhy")
+    with lab.open_link(guest) as link:
         stream = link.stream("spawn", timeout=60, argv=["python3", "-c", FILTERED])
         with stream:
             said = next(message.data for message in stream if message.kind == "out").split()
@@ -188,6 +192,11 @@ def test_seccomp_filters_are_asked_in_a_dry_run(guests: Guests) -> None:
             caller = Caller(open_kernel(LiveEvidence(link)), task=pid)
             calls = ('mkdir("/tmp/filtered", 0755)', 'mkdirat(AT_FDCWD, "/etc", 0755)')
             outcomes = [dry_run(caller, text) for text in calls]
+            words = ["--lab", guest.name, "--task", str(pid), "--syscall", calls[0]]
+            saved = kwhy("call", *words, "--save", case, "--json")
+    again = kwhy("call", "--case", case, "--json")
+    other = kwhy("call", "--case", case, "int_sqrt(81)", "--json")
+    assert ["-17", "-17", "9"] == [o.verdict["ret"]["value"] for o in (saved, again, other)]
     assert [-17, -17] == real  # EEXIST: the filter's, the file system's
     assert real == [int(outcome.result) for outcome in outcomes]
     functions = [outcome.function.name for outcome in outcomes]

@@ -21,9 +21,13 @@ def ref(name: str) -> TypeRef:
 
 
 class Kinds:
-    """``struct tty { int count; struct tty *link; enum mode mode; }`` and functions that use it."""
+    """``struct tty { int count; struct tty *link; enum mode mode; int *counts; int slots[2]; }`` and
+    functions that use it."""
 
-    FIELDS = {0: ("count", "int"), 8: ("link", "struct tty *"), 16: ("mode", "enum mode")}
+    FIELDS = {
+        0: ("count", "int"), 8: ("link", "struct tty *"), 16: ("mode", "enum mode"),
+        24: ("counts", "int *"), 32: ("slots[0]", "int"), 36: ("slots[1]", "int"),
+    }  # fmt: skip
 
     def prototype(self, function: str, module: str | None = None) -> Prototype | None:
         """f(struct tty *tty, unsigned int flags), struct tty *g(void), and f as a system call."""
@@ -98,6 +102,8 @@ def memory(address: Term, size: int) -> Term:
 
 TTY, FLAGS, RET = sym("init", 1, "rdi"), sym("init", 1, "rsi"), sym("ret", 1, 0)
 LINK = memory(add(TTY, 8), 8)
+FOURS, EIGHTS = binary("shl", 8, FLAGS, 2), binary("shl", 8, FLAGS, 3)
+COUNTS = memory(add(TTY, 24), 8)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,11 @@ LINK = memory(add(TTY, 8), 8)
         (LINK, "tty->link"),
         (memory(add(LINK, 16), 4), "tty->link->mode"),
         (memory(add(TTY, 40), 4), "*(tty+0x28)"),
+        (memory(binary("add", 8, COUNTS, FOURS), 4), "tty->counts[flags]"),
+        (memory(add(binary("add", 8, COUNTS, FOURS), 8), 4), "tty->counts[flags + 2]"),
+        (memory(binary("add", 8, COUNTS, EIGHTS), 4), "*((tty->counts + (flags << 3))+0x0)"),
+        (memory(add(binary("add", 8, TTY, FOURS), 32), 4), "tty->slots[flags]"),
+        (memory(add(binary("add", 8, TTY, EIGHTS), 0), 4), "tty[flags].count"),
         (add(TTY, 8), "&tty->link"),
         (add(low(8, FLAGS), -3), "(flags - 3)"),
         (RET, "g()"),

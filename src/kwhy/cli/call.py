@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             evidence.facts.question = asked
         else:  # what is not said anew is as the case was made
             given = {key: value for key, value in asked.items() if value}
+            if args.call is not None:  # of a case of a system call, too
+                given["syscall"] = False
             evidence.facts.question = {**evidence.facts.question, **given}
         return give(evidence, args)
 

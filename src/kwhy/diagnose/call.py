@@ -10,11 +10,12 @@ from kwhy.diagnose.executed import MAX_LINES, conditions, trace
 from kwhy.diagnose.moving import reread
 from kwhy.diagnose.shown import made_for, out, shown
 from kwhy.diagnose.words import number
-from kwhy.emulate.call import Caller, Outcome
+from kwhy.emulate.call import Caller, NoArgument, Outcome
 from kwhy.emulate.passing import Passed
 from kwhy.emulate.scene import KernelScene
 from kwhy.emulate.slice import decided
 from kwhy.emulate.syscall import dry_run
+from kwhy.errors import UsageError
 from kwhy.flow.cfg import Code
 from kwhy.kernel.model import Kernel
 from kwhy.verdict import Evidence as Account
@@ -57,10 +58,15 @@ def explain(
     """
     for reading in range(_READINGS):
         caller = Caller(kernel, question.cpu, question.task, given)
-        outcome = _run(caller, question)
+        last = reading == _READINGS - 1
+        try:
+            outcome = _run(caller, question)
+        except NoArgument as error:
+            if error.end.kind not in _ASTRAY or last or not reread(kernel):
+                raise
+            continue
         # Of a kernel that goes on, what was read page after page is seldom all of one moment, and
         # code that finds a list half changed goes astray: never the answer if there is a better.
-        last = reading == _READINGS - 1
         if outcome.end.kind not in _ASTRAY or last or not reread(kernel):
             break
     verdict = _verdict(caller, question, outcome)
@@ -267,9 +273,14 @@ def _compared(
     if not changed:
         note = f"{len(touched)} pages were read twice and were the same"
         return noted(verdict, note)
-    other = _run(caller.on(fresh), question)
-    second = _result(question, other)
     told = f"{len(changed)} of {len(touched)} pages changed between two readings"
+    try:
+        other = _run(caller.on(fresh), question)
+    except UsageError as error:
+        why = str(error).splitlines()[0]
+        note = f"{told}, and with the second the call cannot be made: {why}"
+        return replace(noted(verdict, note), confidence="unknown")
+    second = _result(question, other)
     same = other.end == outcome.end and second == verdict.ret
     if same:
         return noted(verdict, f"{told}; both give the same result")

@@ -204,22 +204,50 @@ class Words:
         return f"*({text}{offset:+#x})" if offset else f"*{text}", None
 
     def _indexed(self, base: Any, offset: int, size: int, depth: int) -> Named:
+        types = self.kernel.types
         for part, index in ((base[3], base[4]), (base[4], base[3])):
             text, kind = self.name(part, depth + 1)
-            if kind is not None and self.kernel.types.is_pointer(kind):
-                place, _ = self.name(index, depth + 1)
-                return self._field(f"{text}[{place}]", kind, offset, size)
+            inner = types.deref(kind) if kind is not None and types.is_pointer(kind) else None
+            if inner is None:
+                continue
+            unit, number_ = _scaled(index)
+            place, _ = self.name(number_, depth + 1)
+            found = self._inside(text, inner, (place, unit), offset, size)
+            if found is not None:
+                return found
         a, _ = self.name(base, depth + 1)
         return f"*({a}{offset:+#x})", None
+
+    def _inside(
+        self, text: str, inner: TypeRef, index: tuple[str, int], offset: int, size: int
+    ) -> Named | None:
+        """``p[i]``, ``p[i].field`` or ``p->array[i]``: what lies ``i`` units (in bytes) and
+        ``offset`` behind a pointer to ``inner``; None where the units are not those of the type."""
+        types = self.kernel.types
+        place, unit = index
+        width = types.size(inner) or 0
+        if not types.is_struct(inner):
+            if width != unit or offset % width:
+                return None
+            return f"{text}[{place}{_plus(offset // width)}]", inner
+        found = types.member(inner, offset, size)
+        if not found:
+            return None
+        path = found[0].path
+        if width == unit:
+            return f"{text}[{place}].{path}", found[0].type
+        following = types.member(inner, offset + unit, size)
+        if not following or path.replace("[0]", "[1]", 1) != following[0].path:
+            return None
+        return f"{text}->{path.replace('[0]', f'[{place}]', 1)}", found[0].type
 
     def _element(self, base: Any, offset: int, size: int, depth: int) -> str:
         """``__per_cpu_offset[cpu]``: an element of a variable at a constant address; "" if not."""
         symbol = self.kernel.symbols.at(offset & mask(8))
         if symbol is None or symbol.code or symbol.address != offset & mask(8):
             return ""
-        scaled = base[:3] in (("bin", "mul", 8), ("bin", "shl", 8)) and isinstance(base[4], int)
-        unit = (base[4] if base[1] == "mul" else 1 << base[4]) if scaled else 1
-        index, _ = self.name(base[3] if scaled else base, depth + 1)
+        unit, number_ = _scaled(base)
+        index, _ = self.name(number_, depth + 1)
         return f"{symbol.name}[{index}]" if unit == size else ""
 
     def _global(self, address: int, size: int) -> Named:
@@ -319,6 +347,17 @@ class Words:
                 number(lo) if lo == hi else f"{number(lo)} … {number(hi)}" for lo, hi in spans
             )
         return None
+
+
+def _plus(number_: int) -> str:
+    return f" {'-' if number_ < 0 else '+'} {abs(number_)}" if number_ else ""
+
+
+def _scaled(index: Any) -> tuple[int, Term]:
+    """How many bytes one of an index is, and the index."""
+    if index[:3] in (("bin", "mul", 8), ("bin", "shl", 8)) and isinstance(index[4], int):
+        return index[4] if index[1] == "mul" else 1 << index[4], index[3]
+    return 1, index
 
 
 def readable(text: str) -> bool:

@@ -77,6 +77,14 @@ class Outcome:
         return History(code, machine.track, self.scene.instruction, result)
 
 
+class NoArgument(ExpressionError):
+    """A call inside of an argument ended otherwise than by returning."""
+
+    def __init__(self, text: str, at: int, why: str, end: End) -> None:
+        super().__init__(text, at, why)
+        self.end = end
+
+
 class Caller:
     """Calls functions of one kernel on one CPU, as one task (a process number) or the CPU's own.
 
@@ -159,7 +167,7 @@ class Caller:
         outcome = self._enter(scene, call)
         if not outcome.returned:
             why = f"{call.name}() does not return: {outcome.end.reason}"
-            raise ExpressionError(call.text, call.at, why)
+            raise NoArgument(call.text, call.at, why, outcome.end)
         scene.note(f"{call.name}() was run first, for an argument")
         return outcome.result
 

@@ -169,7 +169,7 @@ _CALLED = {
 
 # Whose C wrapper takes the last ones only sometimes: left out, they are 0.
 _OPTIONAL = {"open": 1, "openat": 1, "fcntl": 1, "ioctl": 1, "mremap": 1, "prctl": 4, "semctl": 1,
-             "clone": 3, "ptrace": 2, "futex": 3, "keyctl": 4}  # fmt: skip
+             "clone": 3, "ptrace": 2, "futex": 3, "keyctl": 4, "bpf": 2}  # fmt: skip
 
 
 def _fits(face: Interface, given: int) -> bool:
