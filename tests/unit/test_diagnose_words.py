@@ -21,8 +21,8 @@ def ref(name: str) -> TypeRef:
 
 
 class Kinds:
-    """``struct tty { int count; struct tty *link; enum mode mode; int *counts; int slots[2]; }`` and
-    functions that use it."""
+    """``struct tty { int count; struct tty *link; enum mode mode; int *counts; int slots[2]; }``
+    and functions that use it."""
 
     FIELDS = {
         0: ("count", "int"), 8: ("link", "struct tty *"), 16: ("mode", "enum mode"),

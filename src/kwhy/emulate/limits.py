@@ -43,6 +43,9 @@ SKIPS = frozenset({
     "arch_irq_work_raise", "arch_send_call_function_single_ipi",
     # mitigations that flush or write hardware buffers
     "native_apic_mem_write", "native_apic_mem_eoi", "entry_ibpb",
+    # The user's floating-point registers, of parts that the emulated processor lacks
+    # (arch/x86/kernel/fpu/core.c); kernel code computes nothing from them.
+    "restore_fpregs_from_fpstate", "save_fpregs_to_fpstate",
     # A new task's first turn on a run queue: see WAKES.
     "wake_up_new_task",
 })  # fmt: skip

@@ -52,7 +52,8 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
     face = interface(caller, call.name)
     if face is None:
         why = f"the kernel has no system call {call.name}()"
-        near = difflib.get_close_matches(call.name, SYSCALLS.values(), 3)
+        others = set(SYSCALLS.values()) - {call.name}
+        near = difflib.get_close_matches(call.name, sorted(others), 3)
         raise ExpressionError(text, call.at, why + (f"; is it {' or '.join(near)}?" * bool(near)))
     _check_alive(caller, scene)
     if face.parameters is not None and not _fits(face, len(call.arguments)):
