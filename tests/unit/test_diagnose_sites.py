@@ -40,6 +40,12 @@ int check(struct toy *toy, unsigned int flags, int mode)
 	default:
 		return -ENOTTY;
 	}
+	late = !toy_wait(toy);
+	if (late)
+		error = -ETIME;
+	count = toy_count(toy);
+	if (count)
+		error = -EBUSY;
 out:
 	return error;
 }
@@ -122,6 +128,13 @@ def test_error_pointers_are_compared_with_the_highest_addresses(kernel: Kernel) 
     here = site(kernel, "IS_ERR")
     assert truth(kernel, here, branch("ugt", right=(1 << 64) - 4096), [], []) is True
     assert truth(kernel, here, branch("ule", right=(1 << 64) - 4096), [], []) is False
+
+
+def test_a_variable_that_holds_a_truth_is_not_what_the_machine_compares(kernel: Kernel) -> None:
+    """``late = !toy_wait(toy)``: the machine finds 0 where ``late`` is true."""
+    assert truth(kernel, site(kernel, "if (late)"), branch("eq"), [], [], "ETIME") is True
+    assert truth(kernel, site(kernel, "if (late)"), branch("eq"), [], []) is None
+    assert truth(kernel, site(kernel, "if (count)"), branch("eq"), [], [], "EBUSY") is False
 
 
 def test_what_a_predicate_compares_inside_is_not_its_truth(kernel: Kernel) -> None:

@@ -56,6 +56,7 @@ def truth(
         return None
     if left is not None and condition.kind in LOOPS:
         return not left
+    same = same and not _is_judgement(kernel, site, condition)
     polarity = _by_polarity(condition, decision) if same else None
     inside = _inside_the_predicate(kernel, condition, decision)
     if inside:
@@ -102,6 +103,27 @@ def _by_error(kernel: Kernel, site: Site, condition: SourceCondition, error: str
             statement is not None and re.search(rf"-{error}\b", statement.text) is not None
         )
     return sides[0] if sides[0] != sides[1] else None
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+
+
+def _is_judgement(kernel: Kernel, site: Site, condition: SourceCondition) -> bool:
+    """Whether what is asked is a variable that was given the truth of something else.
+
+    After ``timed_out = !schedule_hrtimeout(...)`` the machine compares what was returned.
+    """
+    name = asked(condition)
+    parsed = kernel.parsed(site.file) if site.file else None
+    function = parsed.function_named(site.function) if parsed else None
+    if parsed is None or function is None or not _IDENTIFIER.fullmatch(name):
+        return False
+    text = "\n".join(parsed.lines[function.start - 1 : function.end])
+    for given in re.findall(rf"(?<![\w.>]){name}\s*=(?!=)\s*([^;]*);", text):
+        core, flipped = _unwrapped(given.strip())
+        if flipped or _COMPARISON.search(_outside(core)):
+            return True
+    return False
 
 
 _LEAVES = re.compile(r"(?:return|goto|break|continue)\b")
