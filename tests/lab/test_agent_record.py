@@ -296,6 +296,48 @@ def test_leaving_in_the_middle(link: Link) -> None:
                 break
 
 
+KEPT: dict[str, Any] = {"tracer": "nop", "hold": 60, "others": {"seconds": 60}}
+
+
+@newest
+def test_who_leaves_is_kept_until_it_is_let_go(link: Link) -> None:
+    """A process that ends badly: its pages and its user memory have come, its parent waits."""
+    argv = ["sh", "-c", "cat /nonexistent; true | true; echo on; exit 4"]
+    kinds: list[str] = []
+    with link.stream("record", timeout=120, argv=argv, **KEPT) as stream:
+        for message in stream:
+            kinds.append(message.kind)
+            if message.kind == "leaving":
+                stat = shell(link, f"cat /proc/{message.header['pid']}/stat")
+                assert " (cat) t " in stat
+                assert {"pages", "user", "err"} <= set(kinds)
+                assert "out" not in kinds
+                stream.let_go(message.header["tids"][0])
+            elif message.kind == "drained":
+                assert message.header["held"]
+                stream.stop()
+    assert 1 == kinds.count("leaving")
+    assert "out" in kinds
+    assert 4 == message.header["status"]["code"]
+
+
+@newest
+def test_when_the_agent_is_killed_who_is_kept_goes_on(box: Box) -> None:
+    """And all that wait for it."""
+    link = box.agent()
+    path = f"/tmp/on-{link.hello['pid']}"
+    argv = ["sh", "-c", f"cat /nonexistent; echo > {path}"]
+    with contextlib.suppress(LinkError):
+        for message in link.stream("record", timeout=120, argv=argv, **KEPT):
+            if message.kind == "leaving":
+                assert "no" in shell(box.observer, f"ls {path} 2>&1 || echo no")
+                shell(box.observer, f"kill -9 {link.hello['pid']}")
+    link.close()
+    wait_gone(box, link.hello["pid"])
+    wait = f"i=0; until [ -e {path} ]; do i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep 0.05; done"
+    shell(box.observer, wait)
+
+
 @newest
 def test_hanging_up_in_the_middle(box: Box) -> None:
     """The link dies without a word: the agent, or its watchdog, puts everything back."""

@@ -125,7 +125,7 @@ class Follower(object):
         self.ptrace = Ptrace()
         self.user = userpages.open_pages()
         self.begun = time.monotonic()
-        self.spent = 0.0  # s that children were kept
+        self.spent = 0.0  # s that tasks were kept
         self.process: Dict[int, int] = {}  # of each task
         self.born: Dict[int, int] = {}  # ns, of each process
         self.leaving: Dict[int, Kept] = {}  # of each process: others are on their way
@@ -199,7 +199,8 @@ class Follower(object):
 
     def _gone(self, tid: int) -> None:
         """Killed where it stood."""
-        self.process.pop(tid, None)
+        if self.process.pop(tid, None) == tid:
+            self._forget(tid)
         for group in (self.leaving, self.kept):
             for key, kept in list(group.items()):
                 kept.tids.discard(tid)
