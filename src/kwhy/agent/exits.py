@@ -38,7 +38,7 @@ STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 LEAVING = 0.5  # s that the threads of an ending process may take
 TICK = 0.05
-BURST = 10.0
+BURST = 20.0
 """Seconds that tasks may be kept in all, beside as long as the command ran in between."""
 
 FRAME = struct.Struct(">II")  # lengths of a JSON header and of the pages behind it

@@ -56,12 +56,17 @@ class Keeper:
         return numbers[0] if numbers else None, None if error is None else -error
 
     def look(self, leaving: Leaving) -> None:
-        """Execute the likeliest failure of a process again, unless another's is likelier."""
+        """Execute the likeliest failure of a process again.
+
+        Unless another's is likelier, or nobody asks for it and it speaks for nothing.
+        """
         begun = time.monotonic()
         evidence = self.session.evidence
         assert isinstance(evidence, LiveEvidence)
         try:
             score, record = self._likeliest(leaving)
+            if score <= 0 and not (self.syscall or self.errno):
+                return
             if any(other.is_of(record) or other.score > score for other in self.kept):
                 return
             blob = evidence.blobs.get(user_blob(len(evidence.rounds))) or b""
