@@ -106,16 +106,21 @@ class Keeper:
         evidence = self.session.evidence
         assert isinstance(evidence, LiveEvidence)
         index = len(evidence.rounds) - 1
+        extra = evidence.rounds[index].extra
         try:
             record = call_in(self.session, index)
+            if record is not None and record.pid == extra.get("held"):
+                self.kept = [kept for kept in self.kept if kept.is_of(record)]
+            for kept in reversed(self.kept):
+                extra["held_for"] = [kept.tid, kept.exit]
+                record = call_in(self.session, index)
+                if record is not None and kept.is_of(record):
+                    evidence.go_back(kept.moment)
+                    extra["held"] = kept.pid
+                    extra["held_tasks"] = list(kept.tasks)
+                    break
+                del extra["held_for"]
         except NothingToExplain:
             return
-        extra = evidence.rounds[index].extra
-        for kept in self.kept:
-            if record is not None and kept.is_of(record):
-                evidence.go_back(kept.moment)
-                extra["held"] = kept.pid
-                extra["held_for"] = [kept.tid, kept.exit]
-                extra["held_tasks"] = list(kept.tasks)
         if record is not None:
             keep_user(evidence, index, record.tid)

@@ -102,8 +102,21 @@ def _first(session: Session) -> tuple[int, Ranked, list[Ranked]]:
     for index in range(len(session.evidence.rounds)):
         ranked = rank(session.recording(index), syscall=session.syscall, errno=session.errno)
         if ranked:
-            return index, ranked[0], ranked
+            return index, _chosen(session, index, ranked), ranked
     raise NothingToExplain(_nothing(session))
+
+
+def _chosen(session: Session, index: int, ranked: list[Ranked]) -> Ranked:
+    """The likeliest; of several alike the one that was executed again when its process left."""
+    wanted = session.evidence.rounds[index].extra.get("held_for")
+    ends = session.recording(index).windows.exit
+    first = ranked[0]
+    for item in ranked:
+        if (item.score, item.name, item.errno) != (first.score, first.name, first.errno):
+            break
+        if wanted == [item.tid, int(ends[item.index])]:
+            return item
+    return first
 
 
 def _nothing(session: Session) -> str:
