@@ -198,6 +198,9 @@ class Caller:
         kind = ret if ret is not None else self.program.type("unsigned long")
         hidden = scene.allocate(bytes(drgn.sizeof(kind))) if is_hidden(kind) else None
         end = scene.enter(function.address, arranged(passed, hidden), limit)
+        for each in passed if end.kind == "fault" else ():
+            if "&" in each.text and "per_cpu" not in each.text and self._is_percpu(each.value):
+                scene.note(f"{each.text} is per-CPU: a CPU's copy is &per_cpu(NAME, CPU)")
         result = None
         if end.kind == "returned" and kind.kind != drgn.TypeKind.VOID:
             if hidden is not None:

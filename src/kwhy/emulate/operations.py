@@ -207,4 +207,4 @@ def _check_shift(a: Any, b: Any) -> None:
 
 def article(name: str) -> str:
     """"a" or "an", as a type's name wants it."""
-    return "an" if name[0] in "aeiou" else "a"
+    return "an" if re.match(r"[aeio]|un", name) else "a"

@@ -70,14 +70,15 @@ def argument(
 
     value = given.value
     if isinstance(value, Text):
-        if parameter is not None and pointed(parameter) is None:
+        if parameter is not None and pointed(parameter) is None and not _is_word(parameter):
             name = parameter.type_name()
             why = f"{article(name)} {name} is wanted, not a string"
             raise ExpressionError(call.text, given.at, why)
         return Passed(given.text, scene.allocate(value.data), parameter), None
     if isinstance(value, Out):
         kind = value.type if value.type is not None else parameter
-        target = _behind(program, pointed(kind))
+        behind = program.void_type() if kind is not None and _is_word(kind) else pointed(kind)
+        target = _behind(program, behind)
         size = _size(target)
         if not size:
             raise ExpressionError(
@@ -141,6 +142,14 @@ def _is_struct(kind: Any) -> bool:
     import drgn
 
     return bare(kind).kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION)
+
+
+def _is_word(kind: Any) -> bool:
+    """An integer that an address fits in: BPF's helpers get their pointers so."""
+    import drgn
+
+    kind = bare(kind)
+    return bool(kind.kind == drgn.TypeKind.INT and kind.size == _WORD)
 
 
 def _behind(program: Any, kind: Any) -> Any:
