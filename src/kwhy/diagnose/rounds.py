@@ -109,8 +109,10 @@ def _first(session: Session) -> tuple[int, Ranked, list[Ranked]]:
 def _chosen(session: Session, index: int, ranked: list[Ranked]) -> Ranked:
     """The likeliest; of several alike the one that was executed again when its process left."""
     wanted = session.evidence.rounds[index].extra.get("held_for")
-    ends = session.recording(index).windows.exit
     first = ranked[0]
+    if wanted is None:
+        return first
+    ends = session.recording(index).windows.exit
     for item in ranked:
         if (item.score, item.name, item.errno) != (first.score, first.name, first.errno):
             break
