@@ -31,6 +31,9 @@ way there. What decides is a call whose operands are not told."""
 OVERWRITTEN = "clone3_inval"
 """And one whose arguments lie on the stack, with something else on it by the time of the exit."""
 
+ASLEEP = "sockopt_ulp"
+"""And one that sleeps in its middle, until modprobe has ended."""
+
 Saved = Callable[[str], Path]
 
 
@@ -60,7 +63,7 @@ def saved(
             outcome = explain(guests("6.12"), incident, "--save", str(cases[name]))
             verdict = settled(outcome, incident)
             values = [o["source"] for o in verdict["conditions"][-1]["operands"]]
-            assert "executed" in values or name in (OVERWRITTEN, MARKED)
+            assert "executed" in values or name in (OVERWRITTEN, MARKED, ASLEEP)
             offline = kwhy("explain", str(cases[name]), "--json")
             assert verdict == offline.verdict
         return cases[name]
@@ -77,7 +80,7 @@ def cases(*names: str) -> list[Any]:
     return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in names]
 
 
-@pytest.mark.parametrize("name", cases(*OPEN, OVERWRITTEN, MARKED))
+@pytest.mark.parametrize("name", cases(*OPEN, OVERWRITTEN, MARKED, ASLEEP))
 def test_an_open_case_is_settled_by_execution(saved: Saved, name: str) -> None:
     """Right and observed, its values from the execution; the case alone tells the same."""
     assert saved(name).is_file()
@@ -100,7 +103,7 @@ def without(call: Call, victim: Call) -> Call:
     return replace(call, children=children)
 
 
-@pytest.mark.parametrize("name", cases(*OPEN, MARKED))
+@pytest.mark.parametrize("name", cases(*OPEN, MARKED, ASLEEP))
 def test_an_execution_that_is_not_the_recorded_one_does_not_count(saved: Saved, name: str) -> None:
     """With one call cut out of the recording, one put in, or another result, it is refused."""
     session = open_session(CaseFile(saved(name)))
