@@ -402,6 +402,26 @@ class Tracer:
         held = [k for node in finding.accepting for k in self._held(frame, node)]
         return max(held, default=None)
 
+    def _handed_in(self, frame: Frame, finding: Finding, depth: int) -> list[Finding]:
+        """Findings for an argument that was found to be the wanted error, and was returned: after
+        ``if (ret == -ERESTARTNOHAND)`` compilers return a constant in place of ``ret``."""
+        if frame.want >= 0 or self.spelled is None or self.spelled(finding):
+            return []
+        goal, before = frame.want & mask(4), frame.exploration.root.state
+        for name in self.arch.arguments:
+            term = before.registers.get(name)
+            if term is None or isinstance(term, int):
+                continue
+            half = low(4, term)
+            leaving = [node.leaving for node in finding.accepting if node.leaving is not None]
+            if known(half, before.facts) is None and all(
+                known(half, state.facts) == goal for state in leaving
+            ):
+                source = self._source(frame, leaving[0], term)
+                if source[0] in ("above", "handed", "argument"):
+                    return self._follow(frame, source, finding.accepting, depth)
+        return []
+
     def _held(self, frame: Frame, node: Node) -> list[int]:
         """The observed callees whose results are known to be the wanted error at a return."""
         assert node.leaving is not None
@@ -457,7 +477,7 @@ class Tracer:
             finding = self._here(frame, "constant", nodes)
             k = self._passed_on(frame, finding)
             found = self._into(frame, k, nodes, depth) if k is not None else None
-            return found or [finding]
+            return found or self._handed_in(frame, finding, depth) or [finding]
         if key[0] == "argument":
             return self._given(frame, key[1], depth) or [self._here(frame, "argument", nodes)]
         if key[0] == "computed":
