@@ -36,6 +36,9 @@ ROUNDS = 8
 """but on a slow machine at least so many executions."""
 TRIES = 2
 """How often a call that slept is led past what has changed, each time on memory read anew."""
+_CLOCKS: tuple[Clock, ...] = ("end", "before")
+_CLOCKS_ASLEEP: tuple[Clock, ...] = ("begin", "before", "end")
+"""At which times a call is led that was another one when it began at its own."""
 CLUSTER = 64 * PAGE
 """Of the memory map: the ``struct page`` of 4096 pages."""
 NEAR = 50_000_000
@@ -122,11 +125,14 @@ def execute(
         # After a sleep the time of its end is quite another one than that of its beginning; and
         # much is executed only then, which may find torn what was whole up to there.
         slept = sleeps(code, record)
-        clocks: tuple[Clock, ...] = ("begin", "end") * TRIES if slept else ("end",)
+        clocks = _CLOCKS_ASLEEP * TRIES if slept else _CLOCKS
         for number, clock in enumerate(clocks):
-            if number and number % 2 == 0 and not done.agrees:
-                done = settled((), "begin")
-            turned = None if done.agrees else led(functools.partial(run, clock=clock), done)
+            if done.agrees:
+                break
+            if number and clock == "begin":
+                done = settled((), clock)
+            other = run((), clock) if clock == "before" else done
+            turned = other if other.agrees else led(functools.partial(run, clock=clock), other)
             if turned is not None:
                 done = settled(turned.turns, clock)
         again = functools.partial(run, clock=done.clock)

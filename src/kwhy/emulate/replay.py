@@ -49,9 +49,10 @@ UNCOMPARED = _AROUND | _STORES | _CLOSED
 """Functions whose insides, and whose results, may be others than in the recorded call."""
 
 
-Clock = Literal["begin", "end"]
-"""When an execution begins: at the tick when the recorded call began, or when it ended, since what
-it has written at one tick (a time) it would not write again at the same."""
+Clock = Literal["begin", "before", "end"]
+"""When an execution begins: at the tick when the recorded call began; at the one before, since
+ticks may be noticed late; or when it ended, since what it has written at one tick (a time) it would
+not write again at the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def enter(
     if record.compat or face is None:
         raise UsageError(f"{record.name}() cannot be executed again: it has no 64-bit entry")
     scene = caller.scene(detail)
-    scene.set_clock(record.exit if clock == "end" else record.enter)
+    scene.set_clock(record.exit if clock == "end" else record.enter, clock == "before")
     scene.sleeps = Sleeps(waited)
     scene.put_user_pages(user or {})
     if sights is not None:

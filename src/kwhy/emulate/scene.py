@@ -301,15 +301,16 @@ class KernelScene:
         # Both begin with a sequence counter, then the timekeeper (kernel/time/timekeeping.c).
         return start + _TIMEKEEPER + field.offset
 
-    def set_clock(self, monotonic: int) -> None:
-        """Set the clocks to the last tick before a time of CLOCK_MONOTONIC (ns), if that is past.
+    def set_clock(self, monotonic: int, before: bool = False) -> None:
+        """Set the clocks to the last tick before a time of CLOCK_MONOTONIC (ns), if that is past;
+        or to the one ``before`` that.
 
         A file's times are those of a tick, and the kernel compares them with the present one.
         """
         now = self._now
         if now is None:
             return
-        ticks = max(0, now.ticks_since(monotonic))
+        ticks = max(0, now.ticks_since(monotonic)) + before
         second = _NS << now.shift
         moved = now.wall * second + now.fraction - ticks * now.tick
         back = now.wall - moved // second
