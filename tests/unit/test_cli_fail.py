@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.flow_build import ARCH
 
 from kwhy.case import capture, live
 from kwhy.cli import demo, fail
@@ -76,7 +77,7 @@ class Rounds:
 
     def session(self, *_: object) -> Any:
         """Stands for what is kept from round to round."""
-        return SimpleNamespace(syscall=None, errno=None)
+        return SimpleNamespace(syscall=None, errno=None, code=SimpleNamespace(arch=ARCH))
 
     @contextlib.contextmanager
     def record(self, _evidence: Any, _link: Any, **options: Any) -> Iterator[Any]:

@@ -9,7 +9,6 @@ answer is given from it.
 import time
 from dataclasses import dataclass
 
-from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.case.capture import HOLD_OTHERS, Leaving, keep_user, user_blob
 from kwhy.case.live import LiveEvidence, Moment
 from kwhy.diagnose.again import Held, execute, user_pages
@@ -51,9 +50,10 @@ class Keeper:
     @property
     def wanted(self) -> tuple[int | None, int | None]:
         """Number and result of the calls that are wanted, as ``record_round`` takes them."""
-        numbers = [number for number, name in SYSCALLS.items() if name == self.syscall]
+        calls = self.session.code.arch.syscalls
+        number = next((number for number, name in calls.items() if name == self.syscall), None)
         error = errno_number(self.errno) if self.errno else None
-        return numbers[0] if numbers else None, None if error is None else -error
+        return number, None if error is None else -error
 
     def look(self, leaving: Leaving) -> None:
         """Execute the likeliest failure of a process again.
