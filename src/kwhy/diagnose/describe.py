@@ -92,6 +92,8 @@ class Describer:
         """One sentence."""
         head = f"{base.call.syscall} failed with {base.call.errno}"
         where = f"{conditions[-1].function if conditions else origin.function}()"
+        if origin.memory is not None:
+            where += f"; the error was in {origin.memory}"
         if conditions:
             last = conditions[-1]
             if last.case is not None:
@@ -102,7 +104,9 @@ class Describer:
                 return f"{head}: {last.text} was {truth} in {where}"
             return f"{head}: {last.expr} in {where}"
         if case.finding.kind == "memory":
-            return f"{head}: {where} returned what {self.words.name(case.finding.value)[0]} held"
+            place = self._memory(case) or ""
+            what = f"what {place} held" if readable(place) else "an error read from memory"
+            return f"{head}: {origin.function}() returned {what}"
         return f"{head}: made in {where}"
 
     # --- parts ------------------------------------------------------------------------------------
@@ -273,6 +277,8 @@ class Describer:
         file = case.site.file if case.site else (frames[-1].file if frames else None)
         line = statement.line if statement else (case.site.line if case.site else None)
         comment = None
+        memory = self._memory(case)
+        tested = any(memory == operand.expr for one in conditions for operand in one.operands)
         parsed = self.kernel.parsed(file) if file else None
         if parsed is not None:
             name = case.site.function if case.site else function
@@ -286,7 +292,14 @@ class Describer:
             comment=comment,
             statement=statement,
             module=getattr(symbol, "module", None),
+            memory=memory if memory and readable(memory) and not tested else None,
         )
+
+    def _memory(self, case: Case) -> str | None:
+        """The memory that the error was read from."""
+        if case.finding.kind != "memory":
+            return None
+        return self.words.name(case.finding.value)[0].removeprefix("-")
 
     def chain(self, case: Case, origin: Origin) -> tuple[ChainLink, ...]:
         """The functions that handed the error up, origin first."""

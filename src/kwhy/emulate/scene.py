@@ -3,6 +3,7 @@
 The stack is one of our own, so that the sleeping task's frames (lists lead into them) stay whole.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ _CLOCK = ("xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.base", "ktime_sec", "tkr
           "xtime_interval")  # fmt: skip
 _TIMEKEEPER = 8
 _MAX_SCHEDULE_TIMEOUT = (1 << 63) - 1  # include/linux/sched.h: for ever
+_JOBCTL_STOPPED = 26  # and JOBCTL_TRACED, 27: include/linux/sched/jobctl.h, since 5.19
 _TOP_COPY = 512
 """Bytes at the top of a kernel stack that hold the registers saved at kernel entry."""
 
@@ -100,8 +102,7 @@ class KernelScene:
                 self.notes.append("the task's saved registers cannot be read")
         memory.poke(STACK, STACK_END_MAGIC.to_bytes(8, "little"))
         memory.poke(own, STACK.to_bytes(8, "little"))
-        state = self._task_field("__state", "state")
-        memory.poke(state, bytes(4))
+        self._resume()
         memory.poke(self._current, self.task.to_bytes(8, "little"))
         for names, value, size in (
             (("pcpu_hot.top_of_stack", "cpu_current_top_of_stack"), top, 8),
@@ -111,6 +112,23 @@ class KernelScene:
             if place is not None:
                 memory.poke(place, value.to_bytes(size, "little"))
         self.machine.set(arch.CPU_BASE, self.percpu)
+
+    def _resume(self) -> None:
+        """A task that runs is neither asleep nor stopped for its tracer, which also makes it
+        ``frozen`` (ptrace_stop(), kernel/signal.c) and so seem to have a signal."""
+        self.memory.poke(self._task_field("__state", "state"), bytes(4))
+        types = self.kernel.types
+        task = types.named("struct task_struct")
+        for name, low, width in (("jobctl", _JOBCTL_STOPPED, 2), ("frozen", 0, 1)):
+            field = types.field(task, name) if task else None
+            if field is None:
+                continue
+            place = self.task + field.offset
+            mask = (1 << width) - 1 << low + (field.bits[0] if field.bits else 0)
+            with contextlib.suppress(MissingMemory):  # an older case does not have it
+                word = self.word(place)
+                if word & mask:
+                    self.memory.poke(place, (word & ~mask).to_bytes(8, "little"))
 
     def keep_stack(self) -> None:
         """Let the task have its kernel stack: for a thread that is gone on with as it runs."""

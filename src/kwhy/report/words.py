@@ -70,7 +70,9 @@ def reason(verdict: Verdict) -> str:
     if verdict.conditions:
         last = verdict.conditions[-1]
         short = truth(last)
-        return f"{short if len(short) <= _HEADLINE else 'decided'} in {last.function}()"
+        memory = verdict.origin.memory if verdict.origin else None
+        read = f"; the error was in {memory}" if memory else ""
+        return f"{short if len(short) <= _HEADLINE else 'decided'} in {last.function}(){read}"
     said = f"{verdict.call.syscall} failed with {verdict.call.errno}"
     return verdict.summary.removeprefix(said).lstrip(":;, ") or verdict.summary
 

@@ -91,6 +91,8 @@ class Origin:
     """The comment that stands above the deciding function in the source."""
     statement: Statement | None = field(default=None, metadata=ADDED)
     module: str | None = field(default=None, metadata=ADDED)
+    memory: str | None = field(default=None, metadata=ADDED)
+    """Where the errno was read from, if the function did not make it itself: "sk->sk_err"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
