@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwhy.arch import x86_64_emulation as arch
-from kwhy.arch.x86_64_syscalls import SYSCALLS
 from kwhy.case.evidence import PAGE, MissingMemory
 from kwhy.emulate.call import Caller, Outcome
 from kwhy.emulate.constants import constants
@@ -52,7 +51,7 @@ def dry_run(caller: Caller, text: str, *, detail: bool = False, limit: int = MAX
     face = interface(caller, call.name)
     if face is None:
         why = f"the kernel has no system call {call.name}()"
-        others = set(SYSCALLS.values()) - {call.name}
+        others = set(caller.arch.syscalls.values()) - {call.name}
         near = difflib.get_close_matches(call.name, sorted(others), 3)
         raise ExpressionError(text, call.at, why + (f"; is it {' or '.join(near)}?" * bool(near)))
     _check_alive(caller, scene)
@@ -149,7 +148,7 @@ def _save(
 def interface(caller: Caller, name: str) -> Interface | None:
     """What the kernel says of its system call ``name``; None when it has none."""
     symbols = caller.kernel.symbols
-    number = next((n for n, known in SYSCALLS.items() if known == name), None)
+    number = next((n for n, known in caller.arch.syscalls.items() if known == name), None)
     found = [
         symbol
         for prefix in caller.arch.syscall_prefixes[:1]
