@@ -16,7 +16,7 @@ MAX_STEPS, MAX_STATES = 1000, 8
 class Budget:
     """Segments that may still be gone through for one failure: what is beyond is not looked at."""
 
-    left: int = 20_000
+    left: int = 100_000
 
 
 @dataclass(slots=True)
