@@ -198,8 +198,11 @@ class Caller:
         kind = ret if ret is not None else self.program.type("unsigned long")
         hidden = scene.allocate(bytes(drgn.sizeof(kind))) if is_hidden(kind) else None
         end = scene.enter(function.address, arranged(passed, hidden), limit)
-        for each in passed if end.kind == "fault" else ():
-            if "&" in each.text and "per_cpu" not in each.text and self._is_percpu(each.value):
+        for each in passed:
+            # A small number may be an offset as well, where nothing went wrong with it.
+            offset = each.value < PER_CPU_LIMIT and end.kind != "fault"
+            named = "&" in each.text and "per_cpu" not in each.text
+            if named and not offset and self._is_percpu(each.value):
                 scene.note(f"{each.text} is per-CPU: a CPU's copy is &per_cpu(NAME, CPU)")
         result = None
         if end.kind == "returned" and kind.kind != drgn.TypeKind.VOID:

@@ -7,7 +7,7 @@ by post-dominators of each function's control-flow graph, taken at the last exec
 
 import bisect
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from kwhy.emulate.frames import Frame
 from kwhy.emulate.history import History
@@ -15,6 +15,8 @@ from kwhy.errors import FATAL
 from kwhy.flow.cfg import NORETURN, Code, Function
 
 MAX_SLICE = 50_000
+MAX_KEPT = 64
+"""Branches that are asked whether they went past another value for the same register."""
 _EXIT = -1
 
 
@@ -27,11 +29,12 @@ def decided(history: History, *, deep: bool = False, addresses: bool = False) ->
     """
     if not history.steps:
         return []
-    slicer = _Slicer(history, addresses)
+    slicer = _Slicer(history, addresses, kept=True)
     first = history.all_frames[0]
     made = history.result_step(first)
     if first.result is not None and made is not None:
         slicer.follow(made)
+        slicer.keep_result(made)
     else:
         slicer.control(len(history.steps) - 1)
     if deep:
@@ -67,8 +70,11 @@ def asked_by_all(history: History) -> set[int]:
 
 
 class _Slicer:
-    def __init__(self, history: History, addresses: bool) -> None:
+    """``kept``: also branches that went past what would have made another value."""
+
+    def __init__(self, history: History, addresses: bool, *, kept: bool = False) -> None:
         self.history = history
+        self.kept = kept
         self.addresses = addresses
         self.found: set[int] = set()
         self.done: set[int] = set()
@@ -83,7 +89,10 @@ class _Slicer:
             self.done.add(step)
             if step in history.branches:
                 self.found.add(step)
-            todo += history.data(step)
+            makers = list(history.data(step))
+            todo += makers
+            if self.kept:
+                self._keep(step, makers)
             if self.addresses:
                 todo += history.places(step)
             self.control(step)
@@ -102,6 +111,41 @@ class _Slicer:
             self.found.add(branch)
             step = branch
 
+    def keep_result(self, made: int) -> None:
+        """The branches between where the result was made and the return from the first frame."""
+        history, since = self.history, made
+        number: int | None = history.frame_at[made]
+        while number is not None:
+            frame = history.all_frames[number]
+            self._past(frame, since, frame.end, frozenset({history.arch.result}))
+            number, since = frame.parent, frame.end
+
+    def _keep(self, step: int, makers: list[int]) -> None:
+        """The same between where a register was set and where it was used, in one frame."""
+        history = self.history
+        frame = history.frame_at[step]
+        user = history.steps_of.insn(step)
+        for maker in makers:
+            if 0 <= maker < step and history.frame_at[maker] == frame:
+                through = user.uses & history.steps_of.insn(maker).defines
+                self._past(history.all_frames[frame], maker, step, through)
+
+    def _past(self, frame: Frame, since: int, until: int, registers: frozenset[str]) -> None:
+        own = self.history.branches_by_frame.get(frame.number)
+        if not own or not registers:
+            return
+        first, last = bisect.bisect_right(own, since), bisect.bisect_left(own, until)
+        for branch in own[max(first, last - MAX_KEPT) : last]:
+            insn = self.history.steps_of.insn(branch)
+            if branch in self.found or insn.kind != "branch":
+                continue
+            other = insn.end if self.history.taken(branch) else insn.target
+            if other is not None and registers & _sets(
+                self.history.code, frame.entry, insn.address, other
+            ):
+                self.found.add(branch)
+                self.control(branch)
+
     def deepen(self) -> None:
         """The same for what the found branches compared, until nothing is added."""
         asked: set[int] = set()
@@ -119,7 +163,7 @@ class _Slicer:
         graph = _dependence(self.history.code, frame.entry)
         if graph is None:
             return None
-        segments, controls = graph
+        segments, controls, _ = graph
         here = segments.get(self.history.steps[step])
         if here is None:
             return None
@@ -134,7 +178,13 @@ class _Slicer:
         return None
 
 
-_Graph = tuple[dict[int, int], dict[int, frozenset[int]]]
+class _Graph(NamedTuple):
+    """Segment of each instruction; per segment the segments whose branch it depends on, and the one
+    where all ways from it meet again."""
+
+    segments: dict[int, int]
+    controls: dict[int, frozenset[int]]
+    meets: dict[int, int]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -151,10 +201,36 @@ def _dependence(code: Code, entry: int) -> _Graph | None:
         for start, segment in function.segments.items()
         for insn in segment.insns
     }
-    return segments, _control_dependence(code, function)
+    return _Graph(segments, *_control_dependence(code, function))
 
 
-def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[int]]:
+@functools.lru_cache(maxsize=65536)
+def _sets(code: Code, entry: int, branch: int, other: int) -> frozenset[str]:
+    """The registers that may be set on the ``other`` way from a branch, until the ways meet."""
+    graph = _dependence(code, entry)
+    if graph is None or other not in graph.meets:
+        return frozenset()
+    function = code.function(entry)
+    meet = graph.meets.get(graph.segments.get(branch, -1))
+    found: set[str] = set()
+    todo, done = [other], {meet}
+    while todo:
+        start = todo.pop()
+        if start in done:
+            continue
+        done.add(start)
+        segment = function.segments[start]
+        for insn in segment.insns:
+            found |= insn.defines
+        if segment.kind in ("call", "tail"):
+            found |= code.arch.clobbered
+        todo += [to for to in segment.successors() if to in graph.meets]
+    return frozenset(found)
+
+
+def _control_dependence(
+    code: Code, function: Function
+) -> tuple[dict[int, frozenset[int]], dict[int, int]]:
     """Ferrante, Ottenstein and Warren (1987): by post-dominators.
 
     Ways that end in a function that never comes back (a stack check, a panic) do not count: what
@@ -172,7 +248,7 @@ def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[i
         if not onward and segment.kind in ("return", "tail"):
             graph.add_edge(_EXIT, start)
     if _EXIT not in graph:
-        return {}
+        return {}, {}
     above: dict[int, int] = nx.immediate_dominators(graph, _EXIT)
     out: dict[int, set[int]] = {}
     for start, segment in function.segments.items():
@@ -189,4 +265,4 @@ def _control_dependence(code: Code, function: Function) -> dict[int, frozenset[i
                 parent = above.get(runner)
                 runner = parent if parent != runner else None
                 seen += 1
-    return {start: frozenset(found) for start, found in out.items()}
+    return {start: frozenset(found) for start, found in out.items()}, above
